@@ -1,0 +1,1 @@
+"""One module per channel type: how its messages arrive, and nothing else."""

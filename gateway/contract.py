@@ -1,0 +1,239 @@
+"""What the core, the connectors and the normalizers agree on. A connector or a normalizer needs nothing else.
+
+A webhook connector writes `verify`, `extract` and `reply`; the core calls them in that order (R10).
+A running connector is given one power, `accept(raw) -> Receipt`, and acknowledges after it returned (R11).
+A normalizer is a pure function `RawMessage -> Draft` (R12).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import orjson
+from multidict import MultiMapping
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.envelope import Message
+from gateway.errors import HuiruError, Unavailable, problem, wire_error
+
+
+class Settings(BaseModel):
+    """Base of every settings model: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(Settings):
+    """A token bucket per client address."""
+
+    per_minute: float = Field(gt=0, description="tokens added per minute")
+    burst: int = Field(ge=1, description="tokens the bucket holds")
+
+
+class ChannelSettings(Settings):
+    """The keys every channel has."""
+
+    type: str = Field(description="which connector receives this channel")
+    queue: str | None = Field(default=None, description="goes to the ticket's `queue`")
+    tags: tuple[str, ...] = Field(default=(), description="go to the ticket's `tags`")
+    priority: str | None = Field(default=None, description="goes to the ticket's `priority`")
+    max_request_bytes: int = Field(default=32 << 20, ge=1024, description="larger requests are refused with 413")
+    rate: Rate | None = Field(default=None, description="requests per client address; null: unlimited")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFile:
+    """A body too large for memory: a file that the spool takes over when the message is accepted."""
+
+    path: Path
+    size: int
+    sha256: bytes
+
+
+Body = bytes | BodyFile
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as it came.
+
+    `facts` is what the connector knows beside the bytes (a verified identity, the form's field types), JSON-able; it is
+    stored with them, so that a message gives the same envelope whenever it is normalised.
+    `fingerprint` is a digest of the content that must not differ between two deliveries of one message; without it, the
+    body's SHA-256. `on_conflict` says what happens to other content under a known native id: `keep` accepts it as a
+    message of its own, marked; `refuse` raises Rejected("idempotency_mismatch").
+    """
+
+    kind: str
+    body: Body
+    native_id: str | None = None
+    content_type: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: bytes | None = None
+    on_conflict: Literal["keep", "refuse"] = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The spool has the message on disk. `duplicate`: it had it before."""
+
+    id: str
+    reference: str
+    duplicate: bool = False
+
+
+Accept = Callable[[RawMessage], Awaitable[Receipt]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A raw message as the spool gives it to a normalizer."""
+
+    id: str
+    channel: str
+    kind: str
+    body: bytes
+    content_type: str
+    native_id: str | None
+    facts: Mapping[str, Any]
+    received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file found in a message. The core stores it and turns it into an Attachment."""
+
+    content: bytes
+    filename: str = ""
+    content_type: str = ""
+    inline: bool = False
+    content_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a normalizer makes: the message, and the files it carries."""
+
+    message: Message
+    parts: tuple[Part, ...] = ()
+
+
+class Normalizer(Protocol):
+    """Raises Rejected when the message can never be normalised; anything else it raises counts as a try."""
+
+    def __call__(self, raw: StoredMessage, /) -> Draft: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the core lends a connector. `secret(purpose)` is a 32-byte key, stable over restarts, one per purpose."""
+
+    gateway: str
+    public_url: str
+    secret: Callable[[str], bytes]
+    now: Callable[[], datetime]
+
+
+@dataclass(slots=True)
+class Request:
+    """An HTTP request to `/c/<channel><path>`. `remote`: the client behind trusted proxies; `url`: the public one."""
+
+    method: str
+    path: str
+    url: str
+    query: MultiMapping[str]
+    headers: MultiMapping[str]  # names in any case
+    remote: str
+    body: Body = b""
+
+    @property
+    def content_type(self) -> str:
+        """The media type in lower case, without its parameters."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def json_reply(document: object, status: int = 200, **headers: str) -> Reply:
+    return Reply(status, orjson.dumps(document), "application/json", headers)
+
+
+def problem_reply(error: BaseException, **headers: str) -> Reply:
+    """Any error as `application/problem+json` (RFC 9457); what is not ours gives a 503 that tells nothing."""
+    known: HuiruError = wire_error(error)
+    if isinstance(known, Unavailable):
+        headers["Retry-After"] = str(known.retry_after)
+    document = problem(known)
+    return Reply(document["status"], orjson.dumps(document, default=str), "application/problem+json", headers)
+
+
+class Connector(ABC):
+    """Base of both kinds. A connector module defines one class named `Connector` and its `Settings`."""
+
+    Settings: ClassVar[type[ChannelSettings]]
+    redelivers: ClassVar[bool]  # will the sender try again when we do not acknowledge? (R13)
+
+    def __init__(self, name: str, settings: Any, context: Context) -> None:
+        self.name = name
+        self.settings = settings
+        self.context = context
+
+    async def probe(self) -> None:  # noqa: B027 - a channel that only listens has nothing to reach
+        """Tests the channel's credentials and its server without consuming a message; raises what is wrong."""
+
+
+class WebhookConnector(Connector):
+    """A channel that is called by HTTP. Everything raised becomes the answer of `refuse`."""
+
+    methods: ClassVar[frozenset[str]] = frozenset({"POST"})
+
+    async def admit(self, request: Request) -> None:
+        """Refuses early, before the body is read (`request.body` is empty here)."""
+
+    @abstractmethod
+    async def verify(self, request: Request) -> Mapping[str, Any]:
+        """Authenticates the sender over the raw bytes and returns what is known of them; raises Rejected."""
+
+    @abstractmethod
+    async def extract(self, request: Request, sender: Mapping[str, Any]) -> Reply | Sequence[RawMessage]:
+        """The messages in the request, or the reply to a request that carries none (a page, a handshake)."""
+
+    @abstractmethod
+    def reply(self, request: Request, receipts: Sequence[Receipt]) -> Reply:
+        """The answer when every message is durable."""
+
+    def refuse(self, request: Request, error: BaseException) -> Reply:
+        """The answer to an error; a channel with a vendor's own form overrides it."""
+        return problem_reply(error)
+
+
+class RunningConnector(Connector):
+    """A channel that runs on its own: a listener or a reader."""
+
+    @abstractmethod
+    async def run(self, accept: Accept, up: Callable[[bool], None]) -> None:
+        """Receives until cancelled. `up(True)` once it may receive, `up(False)` when it cannot.
+
+        Whatever it raises is logged; the supervisor starts it again with back-off.
+        """
+
+
+def body_digest(body: Body) -> bytes:
+    """SHA-256 of a body."""
+    return body.sha256 if isinstance(body, BodyFile) else sha256(body).digest()
+
+
+def body_size(body: Body) -> int:
+    return body.size if isinstance(body, BodyFile) else len(body)

@@ -1,0 +1,1 @@
+"""One module per payload family: a pure function from a raw message to a draft of its envelope."""
