@@ -1,0 +1,57 @@
+"""Fixtures that several parts of the suite share."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.daemon import Daemon
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For tests/faults: options must be known before its own conftest is read."""
+    group = parser.getgroup("faults")
+    group.addoption("--kills", type=int, default=20, help="how often the daemon is killed (default: 20)")
+    group.addoption("--seed", type=int, default=None, help="of everything random in tests/faults (default: random)")
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for a unix socket's name; pytest's own may not."""
+    path = Path(tempfile.mkdtemp(prefix="huiru-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def make_daemon(short_path: Path) -> AsyncIterator[Callable[..., Daemon]]:
+    """`make_daemon(channels={…}, spool={…})`: a daemon that is not started yet, and is gone after the test."""
+    made: list[Daemon] = []
+
+    def make(channels: dict[str, Any], **sections: Any) -> Daemon:
+        made.append(Daemon(short_path / str(len(made)), channels, **sections))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        await daemon.clean_up()
+
+
+@pytest.fixture
+def start_daemon(make_daemon: Callable[..., Daemon]) -> Callable[..., Awaitable[Daemon]]:
+    """`await start_daemon(channels={…})`: a running daemon."""
+
+    async def start(channels: dict[str, Any], **sections: Any) -> Daemon:
+        return await make_daemon(channels, **sections).start()
+
+    return start
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
