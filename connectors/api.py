@@ -46,6 +46,7 @@ from gateway.contract import (
     problem_reply,
 )
 from gateway.errors import HuiruError, Rejected
+from gateway.idempotency import idempotency_key
 
 JSON = "application/json"
 MESSAGE = "message"  # the part of a multipart request that holds the JSON
@@ -54,9 +55,8 @@ _ALLOWED = {"": "POST", DOCUMENT: "GET, HEAD"}
 
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 _WEBHOOK_ID = r"[!-\-/-~]{1,255}"  # without a dot: the signed text must not be cuttable in two ways
-_BARE_KEY = "[!#-~]{1,255}"
-_QUOTED_KEY = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
 _CHUNK = 1 << 20
+_MAX_PARTS = 1000  # the most that is read to say which part is one too many
 _MAX_VALUES = 100_000  # in JSON beyond max_json_bytes: more is made to cost memory, not to say something
 
 
@@ -106,7 +106,9 @@ class ApiSettings(ChannelSettings):
     keys: tuple[BearerKey, ...] = Field(default=(), description="bearer keys")
     hmac: tuple[SigningKey, ...] = Field(default=(), description="signing keys")
     freshness_secs: int = Field(default=300, ge=1, le=86400, description="how far a signature's time may be from ours")
-    max_attachments: int = Field(default=20, ge=0, le=MAX_ATTACHMENTS, description="files a message may have")
+    max_attachments: int = Field(
+        default=20, ge=0, le=MAX_ATTACHMENTS, description="files in the JSON, and as many beside it"
+    )
     max_attachment_bytes: int = Field(default=10 << 20, ge=0, description="of one file, decoded")
     max_json_bytes: int = Field(default=1 << 20, ge=1024, description="of a message's JSON without its attachments")
 
@@ -227,11 +229,12 @@ class Connector(WebhookConnector):
         return timestamp
 
     def _valid(self, found: Sequence[Key], otherwise: str) -> Key:
-        if not found:
-            raise Rejected("unauthenticated", otherwise)
-        if found[0].expires_at and found[0].expires_at <= self.context.now():
+        for key in found:
+            if key.expires_at is None or key.expires_at > self.context.now():
+                return key
+        if found:
             raise Rejected("unauthenticated", "the key has expired", reason=f"key {found[0].name} has expired")
-        return found[0]
+        raise Rejected("unauthenticated", otherwise)
 
     # Content: what passes here the normalizer can read. Each check returns the fingerprint.
 
@@ -252,7 +255,7 @@ class Connector(WebhookConnector):
         return sha256(orjson.dumps([sha256(document).hexdigest(), parts])).digest()
 
     def _form(self, body: Body, content_type: str, *, keep_content: bool) -> formdata.FormData:
-        limits = {"max_parts": self.settings.max_attachments + 10, "max_value_bytes": self.settings.max_json_bytes}
+        limits = {"max_parts": _MAX_PARTS, "max_value_bytes": self.settings.max_json_bytes}
         return formdata.parse(body, content_type, keep_content=keep_content, **limits)
 
     def _message(self, document: bytes) -> Message:
@@ -266,16 +269,16 @@ class Connector(WebhookConnector):
         return message
 
     def _demand_fits(self, message: Message, files: Sequence[formdata.Upload]) -> None:
-        attachments = message.attachments or ()
-        if len(attachments) + len(files) > self.settings.max_attachments:
-            text = f"a message may have {self.settings.max_attachments} files"
-            raise apimessage.invalid([fault("/attachments", "too_many", text)])
-        sizes = [(f"/attachments/{n}", _decoded_size(one.content)) for n, one in enumerate(attachments)]
-        sizes += [(pointer([file.name]), file.size) for file in files]
-        limit = self.settings.max_attachment_bytes
-        faults = [fault(at, "too_large", f"a file may have {limit} bytes") for at, size in sizes if size > limit]
-        if faults:
-            raise apimessage.invalid(faults, "too_large")
+        count, limit = self.settings.max_attachments, self.settings.max_attachment_bytes
+        within = [(f"/attachments/{n}", _decoded_size(one.content)) for n, one in enumerate(message.attachments or ())]
+        beside = [(pointer([file.name]), file.size) for file in files]
+        surplus = [one[count][0] for one in (within, beside) if len(one) > count]
+        if surplus:
+            raise apimessage.invalid([fault(at, "too_many", f"is one more than {count} files") for at in surplus])
+        too_large = [at for at, size in (*within, *beside) if size > limit]
+        if too_large:
+            text = f"is larger than {limit} bytes"
+            raise apimessage.invalid([fault(at, "too_large", text) for at in too_large], "too_large")
 
 
 def _route(request: Request) -> None:
@@ -323,18 +326,8 @@ def _native_id(request: Request, sender: Mapping[str, Any]) -> str:
     if sender["scheme"] == "hmac":  # signed, unlike an Idempotency-Key
         return f"{sender['client']}:{request.headers['webhook-id']}"
     if "Idempotency-Key" in request.headers:
-        return f"{sender['client']}:{_idempotency_key(request.headers.getall('Idempotency-Key'))}"
+        return f"{sender['client']}:{idempotency_key(request.headers.getall('Idempotency-Key'))}"
     return uuid4().hex
-
-
-def _idempotency_key(headers: Sequence[str]) -> str:
-    """As a structured field's string (RFC 9651, 3.3.3) or bare."""
-    key = headers[0].strip() if len(headers) == 1 else ""
-    if re.fullmatch(_BARE_KEY, key):
-        return key
-    if re.fullmatch(_QUOTED_KEY, key):
-        return re.sub(r'\\(["\\])', r"\1", key[1:-1])
-    raise Rejected("malformed", "Idempotency-Key must be 1 to 255 visible ASCII characters, in double quotes or bare")
 
 
 def _split(form: formdata.FormData) -> tuple[bytes, list[formdata.Upload]]:
@@ -365,9 +358,12 @@ def openapi(name: str, settings: ApiSettings, public_url: str) -> dict[str, Any]
     schemas = apimessage.schemas()
     schemas["Message"]["properties"]["attachments"]["anyOf"][0]["maxItems"] = settings.max_attachments
     document["components"]["schemas"] |= schemas
+    post = document["paths"][f"/c/{name}"]["post"]
+    multipart = post["requestBody"]["content"][formdata.MULTIPART]["schema"]
+    multipart["properties"]["file"]["maxItems"] = settings.max_attachments
     schemes = document["components"]["securitySchemes"]
     usable = [[one for one in schemes if one == "bearer"]] * bool(settings.keys)
     usable += [[one for one in schemes if one != "bearer"]] * bool(settings.hmac)
     document["components"]["securitySchemes"] = {one: schemes[one] for group in usable for one in group}
-    document["paths"][f"/c/{name}"]["post"]["security"] = [{one: [] for one in group} for group in usable]
+    post["security"] = [{one: [] for one in group} for group in usable]
     return document

@@ -50,11 +50,9 @@ class Connector(WebhookConnector):
     redelivers = True
     settings: EchoSettings
 
-    async def admit(self, request: Request) -> None:
+    async def verify(self, request: Request) -> Mapping[str, Any]:
         if request.path:
             raise Rejected("not_found")
-
-    async def verify(self, request: Request) -> Mapping[str, Any]:
         body = await _read(request)
         key = self.settings.secret.get_secret_value().encode()
         expected = "sha256=" + hmac.digest(key, body, "sha256").hex()

@@ -62,12 +62,11 @@ from gateway.fields import (
     Language,
     Words,
     check,
-    file_name,
-    one_line,
-    plain_text,
     read_body,
     size_text,
 )
+from gateway.idempotency import idempotency_key
+from gateway.text import file_name, one_line, plain_text
 
 TOKEN = "form_token"  # noqa: S105 - the name of a form field
 HONEYPOT = "homepage"
@@ -328,9 +327,8 @@ class Connector(WebhookConnector):
 
     def _native_id(self, request: Request, fingerprint: bytes) -> str:
         """The identity of a message without a token; see the top of this file."""
-        key = request.headers.get("Idempotency-Key")
-        if key is not None:
-            return f"key:{idempotency_key(key)}"
+        if "Idempotency-Key" in request.headers:
+            return f"key:{idempotency_key(request.headers.getall('Idempotency-Key'))}"
         if request.content_type == JSON:
             return f"one:{secrets.token_urlsafe(16)}"
         period = int(self.context.now().timestamp() // SAME_CLICK_SECS)
@@ -522,16 +520,6 @@ def accepted_language(header: str) -> Language | None:
         if language and (liked := float(quality[1]) if quality else 1.0) > best[0]:
             best = (liked, language)
     return best[1]
-
-
-def idempotency_key(header: str) -> str:
-    """The key, quoted (a structured field's string) or bare: 1 to 255 visible ASCII characters."""
-    text = header.strip()
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        text = re.sub(r'\\(["\\])', r"\1", text[1:-1])
-    if not re.fullmatch("[!-~]{1,255}", text):
-        raise Rejected("malformed", "Idempotency-Key must have 1 to 255 visible ASCII characters")
-    return text
 
 
 def _fingerprint(checked: Checked, source: str) -> bytes:

@@ -361,12 +361,17 @@ def _announce(gateway: app.Gateway, file: Path) -> None:
     rows = [
         *((name, at) for name, _, at in check.addresses(gateway.settings, gateway.public_url) if at),
         ("tickets", f"{_redis_cli(gateway.settings)} XREAD COUNT 10 STREAMS {gateway.stream_name} 0"),
-        ("", f"huiru tail --config {file}"),
+        ("", f"{_program()} tail --config {file}"),
         ("health", f"{admin}/healthz  {admin}/readyz"),
         ("metrics", f"{admin}/metrics"),
     ]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {text}" for name, text in rows), flush=True)
+
+
+def _program() -> str:
+    """As this command was called: in a checkout it may not be in the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "huiru" else "huiru"
 
 
 def _redis_cli(where: Whereabouts) -> str:
@@ -443,11 +448,9 @@ def _form_url(settings: GatewaySettings, form: ModuleType, channel: str, source:
 def _form(settings: GatewaySettings, channel: str) -> ModuleType:
     """The module of a channel that offers a form: `form_url` and `write_qr`."""
     if channel not in settings.channels:
-        hint = registry.closest(channel, list(settings.channels))
-        raise Rejected(
-            "not_found",
-            f"there is no channel {channel}; {hint or 'there are: ' + ', '.join(sorted(settings.channels))}",
-        )
+        names = sorted(settings.channels)
+        hint = registry.closest(channel, names) or f"there are: {', '.join(names)}"
+        raise Rejected("not_found", f"there is no channel {channel}; {hint}")
     module = registry.connector_module(settings.channels[channel].type)
     if not hasattr(module, "form_url"):
         raise Rejected("invalid", f"{channel} is of type {settings.channels[channel].type}; only a form has an address")

@@ -5,9 +5,7 @@ What `parse` lets through, a normalizer can read. `null` and an empty string are
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from difflib import get_close_matches
-from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -18,9 +16,7 @@ from gateway.errors import Rejected
 
 MAX_ATTACHMENTS = 100
 MAX_FIELDS = 200
-MAX_FIELD_DEPTH = 4
-MAX_FIELD_ITEMS = 100
-MAX_FIELD_CHARS = 65536
+MAX_FIELD_DEPTH = 16  # beyond it some consumers' parsers give up
 MAX_LISTED_FAULTS = 100
 LOWEST, HIGHEST = -(2**63), 2**63 - 1  # what every consumer's integers hold
 
@@ -30,10 +26,14 @@ _SOMETHING = r"[^\x00-\x20]"
 _EMAIL = r"^([^@\x00-\x20]+@[^@\x00-\x20]+)?$"
 _BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _FIELD_NAME = r"^[^\x00-\x1f]{1,128}$"
-# RFC 3339 in capitals, from 1970 to 2199.
+# RFC 3339 in capitals, on days that exist, from 1970 to 2199.
+_YEAR = "(19[7-9][0-9]|2[01][0-9]{2})"
+_LEAP_YEAR = "(19(7[26]|8[048]|9[26])|20([02468][048]|[13579][26])|21(0[48]|[2468][048]|[13579][26]))"
+_DAY_OF_YEAR = "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = (
-    r"^((19[7-9][0-9]|2[01][0-9]{2})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9]))?$"
+    f"^(({_YEAR}-{_DAY_OF_YEAR}|{_LEAP_YEAR}-02-29)"
+    rf"T{_HOUR}:[0-5][0-9](\.[0-9]{{1,9}})?(Z|[+-]{_HOUR}))?$"
 )
 _is_field_name = re.compile(_FIELD_NAME.replace("$", r"\Z")).match
 
@@ -55,52 +55,36 @@ _FORMATS: Mapping[str | int, str] = {
     "fields": "has a key that is empty, longer than 128 characters, or has control characters",
 }
 _VALUE_FAULTS = {
-    "too_long": f"has a text of more than {MAX_FIELD_CHARS} characters",
-    "too_many": f"has a list or an object of more than {MAX_FIELD_ITEMS} items",
     "too_deep": f"nests more than {MAX_FIELD_DEPTH} levels",
     "out_of_range": "has a number that does not fit 64 bits; send it as text",
     "wrong_format": _FORMATS["fields"],
 }
+_OWN_KIND = "huiru_"
 
 
 def _plain(value: Any) -> Any:
-    """A field's value, unless a consumer's parser, database or patience would choke on it."""
+    """A field's value, unless a consumer's parser or database would choke on it."""
     if code := _value_fault(value, MAX_FIELD_DEPTH):
-        raise PydanticCustomError(code, _VALUE_FAULTS[code])
+        raise PydanticCustomError(_OWN_KIND + code, _VALUE_FAULTS[code])
     return value
 
 
 def _value_fault(value: Any, depth: int) -> str:
-    if isinstance(value, str):
-        return "too_long" if len(value) > MAX_FIELD_CHARS else ""
-    if isinstance(value, int | float):  # NaN is not within either
+    if isinstance(value, int | float):  # NaN is not within any bounds
         return "" if LOWEST <= value <= HIGHEST else "out_of_range"
-    return _container_fault(value, depth) if isinstance(value, list | dict) else ""
-
-
-def _container_fault(container: list[Any] | dict[str, Any], depth: int) -> str:
+    if not isinstance(value, list | dict):
+        return ""
     if depth == 0:
         return "too_deep"
-    if len(container) > MAX_FIELD_ITEMS:
-        return "too_many"
-    if isinstance(container, list):
-        return next(filter(None, (_value_fault(item, depth - 1) for item in container)), "")
-    if not all(map(_is_field_name, container)):
+    if isinstance(value, dict) and not all(map(_is_field_name, value)):
         return "wrong_format"
-    return next(filter(None, (_value_fault(item, depth - 1) for item in container.values())), "")
-
-
-def _existing(time: str) -> str:
-    try:
-        datetime.fromisoformat(time or "1970-01-01")
-    except ValueError as error:
-        raise PydanticCustomError("wrong_format", "there is no such day") from error
-    return time
+    items = value.values() if isinstance(value, dict) else value
+    return next(filter(None, (_value_fault(item, depth - 1) for item in items)), "")
 
 
 FieldName = Annotated[str, StringConstraints(pattern=_FIELD_NAME)]
 FieldValue = Annotated[Any, AfterValidator(_plain)]
-Time = Annotated[str, StringConstraints(pattern=_TIME), AfterValidator(_existing)]
+Time = Annotated[str, StringConstraints(pattern=_TIME)]
 
 
 class _Model(BaseModel):
@@ -185,30 +169,20 @@ class _Untitled(GenerateJsonSchema):
 def schemas() -> dict[str, Any]:
     """The JSON Schemas of a message, to stand in an OpenAPI document's `components`."""
     message = Message.model_json_schema(ref_template=_COMPONENT, schema_generator=_Untitled)
-    # What pydantic cannot know: what `_plain` lets through.
-    message["properties"]["fields"]["anyOf"][0] = _object_of("FieldValue", MAX_FIELDS)
-    return {**message.pop("$defs"), "Message": message, **_value_schemas()}
-
-
-def _value_schemas() -> dict[str, Any]:
-    """One for each level that a field may nest: JSON Schema has no word for depth."""
-    scalars = [
-        {"type": ["null", "boolean"]},
-        {"type": "string", "maxLength": MAX_FIELD_CHARS},
-        {"type": "number", "minimum": LOWEST, "maximum": HIGHEST},
-    ]
-    names = ["FieldValue", *(f"FieldValue{level}" for level in range(1, MAX_FIELD_DEPTH + 1))]
-    found: dict[str, Any] = {names[-1]: {"anyOf": scalars}}
-    for name, below in pairwise(names):
-        array = {"type": "array", "items": {"$ref": _COMPONENT.format(model=below)}, "maxItems": MAX_FIELD_ITEMS}
-        found[name] = {"anyOf": [*scalars, array, _object_of(below, MAX_FIELD_ITEMS)]}
-    return found
-
-
-def _object_of(model: str, limit: int) -> dict[str, Any]:
-    values = {"$ref": _COMPONENT.format(model=model)}
-    names = {"pattern": _FIELD_NAME}
-    return {"type": "object", "propertyNames": names, "additionalProperties": values, "maxProperties": limit}
+    # What `_plain` lets through, which pydantic cannot know. JSON Schema has no word for depth.
+    item = {"$ref": _COMPONENT.format(model="FieldValue")}
+    object_ = {"type": "object", "propertyNames": {"pattern": _FIELD_NAME}, "additionalProperties": item}
+    message["properties"]["fields"]["anyOf"][0] = {**object_, "maxProperties": MAX_FIELDS}
+    value = {
+        "description": f"Nests {MAX_FIELD_DEPTH} levels at most.",
+        "anyOf": [
+            {"type": ["null", "boolean", "string"]},
+            {"type": "number", "minimum": LOWEST, "maximum": HIGHEST},
+            {"type": "array", "items": item},
+            object_,
+        ],
+    }
+    return {**message.pop("$defs"), "Message": message, "FieldValue": value}
 
 
 def _rejection(error: ValidationError) -> Rejected:
@@ -227,8 +201,10 @@ def _explain(detail: ErrorDetails) -> dict[str, str]:
         return fault(pointer(place), "unknown", _unknown(place))
     if kind == "string_pattern_mismatch":
         return fault(pointer(place), "wrong_format", _FORMATS.get(place[-1], _FORMATS["fields"]))
-    code, text = _KINDS.get(kind, (kind, detail["msg"]))
-    return fault(pointer(place), code, text.format(**detail.get("ctx", {})))
+    if kind in _KINDS:
+        code, text = _KINDS[kind]
+        return fault(pointer(place), code, text.format(**detail.get("ctx", {})))
+    return fault(pointer(place), kind.removeprefix(_OWN_KIND), detail["msg"])
 
 
 def _unknown(place: Sequence[str | int]) -> str:

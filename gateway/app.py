@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import structlog
 from aiohttp import web
@@ -305,6 +304,9 @@ async def _serve(stack: AsyncExitStack, runner: web.BaseRunner, listener: socket
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        # Again: Python 3.11 can lose a cancellation in wait_for, which redis-py uses (cpython issue 86296).
+        _, pending = await asyncio.wait(pending, timeout=1)

@@ -44,11 +44,13 @@ class Blobs:
         return digest
 
     async def open(self, digest: str) -> tuple[int, AsyncIterable[bytes]]:
-        """Size and content. Raises Rejected("gone") when its retention has ended."""
+        """Size and content. Raises Rejected("gone") when its retention has ended, Unavailable when the store fails."""
         try:
             found = await obstore.get_async(self._store, _key(digest))
         except FileNotFoundError as error:
             raise Rejected("gone") from error
+        except (OSError, obstore.exceptions.BaseError) as error:
+            raise Unavailable(reason=f"the blob store refused: {error}") from error
         return found.meta["size"], found.stream(min_chunk_size=_CHUNK)
 
     def url(self, digest: str, filename: str, content_type: str, since: datetime) -> str:

@@ -83,10 +83,10 @@ def ticket_line(event: Mapping[str, Any], now: datetime) -> Text:
         f"  {clean(data['reference'])}  ",
         (set_cell_size(sender, _SENDER_CELLS), "green"),
         "  ",
+        (_marks(data), "yellow"),
         (clean(data["subject"] or ""), "bold"),
         " — " if data["subject"] and data["text"] else "",
         clean(data["text"][:_LONGEST_TEXT]),
-        (_marks(data), "yellow"),
     )
 
 
@@ -104,7 +104,7 @@ def _marks(data: Mapping[str, Any]) -> str:
         "conflict" if data["conflict_with"] else "",
         *data["tags"],
     ]
-    return "".join(f"  [{clean(mark)}]" for mark in marks if mark)
+    return "".join(f"[{clean(mark)}] " for mark in marks if mark)
 
 
 # The daemon's state

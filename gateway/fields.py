@@ -24,6 +24,7 @@ from gateway import formdata, mediatype
 from gateway.contract import Body, BodyFile, Settings, body_size
 from gateway.errors import Rejected
 from gateway.formdata import Upload
+from gateway.text import file_name, one_line, plain_text
 
 Language = Literal["zh", "en"]
 Value = str | bool | list[str]
@@ -33,8 +34,6 @@ MAX_PARTS = 512
 MAX_JSON_BYTES = 2 << 20
 _MAX_LISTED = 256  # values of one name in JSON
 _UNTICKED = {"false", "off", "no", "0"}
-_BREAKS = re.compile("\r\n|[\r\x85\u2028\u2029]")
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _DATE = re.compile(r"([0-9]{4})[-/.年]([0-9]{1,2})[-/.月]([0-9]{1,2})日?")
 
 
@@ -470,21 +469,6 @@ def read(spec: Spec, given: Iterable[str]) -> Value | None:
         return (spec.detail or None) if spec.type == "hidden" else None
     parse = _PARSERS.get(spec.type)
     return parse(texts[0], spec.detail) if parse else texts[0]
-
-
-def plain_text(text: str) -> str:
-    """Line ends as \\n, control characters but tab and \\n removed, no blank lines around it and no blanks after it."""
-    return _CONTROLS.sub("", _BREAKS.sub("\n", text)).strip("\n").rstrip()
-
-
-def one_line(text: str) -> str:
-    """Like `plain_text`, with a blank for each tab and line end, and no blanks around it."""
-    return plain_text(text).replace("\n", " ").replace("\t", " ").strip()
-
-
-def file_name(filename: str) -> str:
-    """The last part of what a browser calls a file, which may be a path; at most 200 characters, its end kept."""
-    return one_line(filename).replace("\\", "/").rpartition("/")[2][-200:]
 
 
 def size_text(size: int) -> str:

@@ -32,6 +32,7 @@ async def entries(
         try:
             after = await _newest(redis, stream) if after is None else after
             found = await redis.xread({stream: after}, count=100, block=_BLOCK_MS)
+            _heed_cancellation()
         except (RedisError, OSError) as error:
             if lasting := refusal(error):
                 raise lasting from error
@@ -54,6 +55,13 @@ def refusal(error: Exception) -> RedisError | None:
     if isinstance(said, BusyLoadingError) or str(said).startswith("MASTERDOWN"):
         return None
     return said if isinstance(said, AuthenticationError | AuthorizationError | ResponseError) else None
+
+
+def _heed_cancellation() -> None:
+    """redis-py sends by asyncio.wait_for, which in Python 3.11 can swallow a cancellation (cpython issue 86296)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _newest(redis: Redis, stream: str) -> str:

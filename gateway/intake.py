@@ -49,26 +49,26 @@ class Intake:
         return f"/{self._gateway}/{channel}"
 
     def door(self, channel: str) -> Accept:
-        """`accept` for one channel."""
+        """`accept` for one channel that runs on its own; refusals are counted here."""
 
         async def accept(raw: RawMessage) -> Receipt:
-            return await self.accept(channel, raw)
+            try:
+                return await self.accept(channel, raw)
+            except HuiruError as error:
+                self.refused(channel, error)
+                raise
 
         return accept
 
     async def accept(self, channel: str, raw: RawMessage) -> Receipt:
-        """The receipt once the message is on disk (R1).
+        """The receipt once the message is on disk (R1). Whoever calls it counts what it refuses.
 
         Raises Unavailable (`spool_full`, `spool_failed`), and Rejected("idempotency_mismatch") where the
         message asks for it.
         """
         started = time.perf_counter()
-        try:
-            self._check_room(body_size(raw.body))
-            receipt = await self._spool.put(entry(self.source(channel), channel, raw, self._now()))
-        except HuiruError as error:
-            self.refused(channel, error)
-            raise
+        self._check_room(body_size(raw.body))
+        receipt = await self._spool.put(entry(self.source(channel), channel, raw, self._now()))
         self.arrived.set()
         self._seconds(channel).observe(time.perf_counter() - started)
         self._tell("accepted_again" if receipt.duplicate else "accepted", channel, receipt.id)

@@ -5,7 +5,7 @@ timer is needed. A waiter is told yes only after the commit that holds its chang
 that batch is told yes. A cancelled waiter does not cancel the write.
 
 Statements change pages in memory, and run where they are asked for; the commit, which writes and syncs, runs in a
-thread. (Under load a statement in another thread costs many times its own work: the interpreter's lock is passed twice.)
+thread. (Under load a statement in another thread costs many times its own work: the interpreter's lock changes hands.)
 
 WAL with `synchronous=FULL` syncs at every commit (sqlite.org/pragma.html#pragma_synchronous). One exclusive connection
 also keeps clear of the WAL-reset bug of SQLite 3.7.0 to 3.51.2, which takes two (sqlite.org/wal.html#walresetbug).
@@ -29,6 +29,7 @@ T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
 
 BATCH = 512
+_ENOUGH, _MOST_TURNS = 32, 4  # asks, turns of the event loop: how long a batch gathers
 _REOPEN_SECS = 5.0  # between two tries to replace a damaged database
 _CHECKED_PAGES = 65_536  # 256 MiB
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -56,8 +57,8 @@ class _Ask:
 class Journal:
     """`put_all(db, items)` gives a result, or a HuiruError, for every item that was put into one batch.
 
-    `opened` runs on every new connection, `before_commit` inside every transaction that has changes to commit, and
-    `settled(ok)` after its end; these and `replace` run in the journal's thread. `replace` is called when the database
+    `opened` runs on every new connection, `before_commit` in every transaction behind all else, and `settled(ok)` after
+    its end; these and `replace` run in the journal's thread. `replace` is called when the database
     turns out to be damaged: it has to put a usable one in its place.
     """
 
@@ -86,7 +87,8 @@ class Journal:
         self._distrust_wal = False
         self._reopen_at = 0.0  # time.monotonic()
         self._closing = False
-        self.healthy = True
+        self._changes = 0  # of the connection, when its last transaction ended
+        self.healthy = True  # the last commit of changes went well
 
     # Life
 
@@ -150,9 +152,16 @@ class Journal:
         self._asked.append(ask)
         if self._running is None:
             self._running = _future()
-            # Not at once: others who are ready in this turn of the event loop share the commit.
-            ask.future.get_loop().call_soon(self._next)
+            self._gather()
         return ask.future
+
+    def _gather(self, before: int = 0, turns: int = 0) -> None:
+        """Begins a batch, but not while every turn of the event loop brings more who can share its commit."""
+        asked = len(self._asked)
+        if before < asked < _ENOUGH and turns < _MOST_TURNS:
+            asyncio.get_running_loop().call_soon(self._gather, asked, turns + 1)
+        else:
+            self._next()
 
     # A batch: its statements in the event loop, its commit in the thread
 
@@ -165,18 +174,20 @@ class Journal:
             failure = error
         loop = asyncio.get_running_loop()
         committed = loop.run_in_executor(self._thread, self._finish, batch, failure)
-        committed.add_done_callback(lambda _: self._resolve(batch))
+        committed.add_done_callback(lambda done: self._resolve(batch, done.exception()))
 
-    def _resolve(self, batch: list[_Ask]) -> None:
+    def _resolve(self, batch: list[_Ask], crash: BaseException | None) -> None:
         for ask in batch:
             if ask.future.done():  # its waiter went away
                 continue
-            if ask.error is not None:
+            if crash is not None:  # nobody knows how far it came: nobody is told yes
+                ask.future.set_exception(Unavailable("spool_failed", reason=repr(crash)))
+            elif ask.error is not None:
                 ask.future.set_exception(ask.error)
             else:
                 ask.future.set_result(ask.result)
         if self._asked:
-            self._next()
+            self._gather()
         elif self._running is not None:
             self._running.set_result(None)
             self._running = None
@@ -228,12 +239,16 @@ class Journal:
         self._before_commit(db)
         db.execute("COMMIT")
         self._settled(True)
-        self.healthy = True
+        # A transaction that only read says nothing about a full disk.
+        self.healthy = self.healthy or db.total_changes != self._changes
+        self._changes = db.total_changes
 
     def _roll_back(self) -> None:
-        if self._open is not None and self._open.in_transaction:
+        if self._open is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._open.execute("ROLLBACK")
+                if self._open.in_transaction:
+                    self._open.execute("ROLLBACK")
+                self._changes = self._open.total_changes
         self._settled(False)
 
     # When it fails

@@ -16,13 +16,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 
-from gateway.errors import ConfigError, Unavailable
+from gateway.errors import ConfigError, HuiruError, Unavailable
 from gateway.host import socket_path
 
 log = structlog.get_logger()
 
 _SERVERS = ("redis-server", "valkey-server")
 _START_SECS = 30.0
+_STOP_SECS = 15.0
 
 
 def redis_socket(state_dir: Path) -> Path:
@@ -68,17 +69,32 @@ class RedisServer:
         self._keeper = asyncio.create_task(self._keep(), name="embedded-redis")
 
     async def stop(self) -> None:
-        """Stops the server, which writes everything to disk first."""
+        """Stops the server, which writes everything to disk first. One that does not react is killed."""
         if self._keeper is None:
             return
         self._keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        self._keeper = None
+        try:
+            async with asyncio.timeout(_STOP_SECS):
+                await self._shut_down()
+            log.info("redis.stopped")
+        except TimeoutError:
+            log.error("redis.does_not_stop")
+            if self._process and self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+
+    async def _shut_down(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()  # the same as SHUTDOWN, and heard even while it is starting
+            await self._process.wait()
+            return
         async with self._client() as client:
             with contextlib.suppress(RedisError, OSError):
                 await client.shutdown()
-        await (self._process.wait() if self._process else self._until_gone())
-        log.info("redis.stopped")
+        await self._until_gone()
 
     async def _launch(self) -> None:
         self._server = find_server()
@@ -124,7 +140,7 @@ class RedisServer:
             log.error("redis.ended", status=self._process.returncode if self._process else None)
             try:
                 await self._launch()
-            except (Unavailable, OSError) as error:
+            except (HuiruError, OSError) as error:
                 log.error("redis.not_restarted", error=str(error))
                 await asyncio.sleep(1)
 

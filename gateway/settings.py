@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -67,6 +67,20 @@ def _redis_url(url: str) -> str:
     if parts.fragment or not re.fullmatch(r"(db=[0-9]{1,4})?", parts.query):
         raise ValueError("the only option an address may have is ?db=N; the others are keys of this section")
     return url
+
+
+def _credentials(url: Any) -> tuple[str, dict[str, str]] | None:
+    """The address without user and password, and these; None when it has none."""
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+    except ValueError:
+        return None
+    if parts is None or "@" not in parts.netloc:
+        return None
+    before = parts.netloc.rpartition("@")[0]
+    user, _, password = before.partition(":")
+    credentials = {"username": unquote(user), "password": unquote(password)}
+    return url.replace(f"//{before}@", "//", 1), {key: value for key, value in credentials.items() if value}
 
 
 def _split(url: str) -> SplitResult:
@@ -200,9 +214,21 @@ class RedisSettings(Settings):
 
     @property
     def shown_url(self) -> str:
-        """The address without user and password, for people and logs."""
-        parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        """The address for people and logs; see `_credentials_apart`."""
+        return self.url
+
+    @model_validator(mode="before")
+    @classmethod
+    def _credentials_apart(cls, given: Any) -> Any:
+        """User and password in the address go to the keys of their own, so that the address holds no secret."""
+        found = _credentials(given.get("url")) if isinstance(given, dict) else None
+        if found is None:
+            return given
+        url, credentials = found
+        for key in credentials:
+            if given.get(key):
+                raise _fault_at(key, "is in url too; give it once")
+        return {**given, **credentials, "url": url}
 
     @model_validator(mode="after")
     def _tls(self) -> Self:

@@ -12,6 +12,7 @@ from gateway.telemetry import Metrics
 log = structlog.get_logger()
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_STOP_SECS = 5.0
 
 
 class Supervisor:
@@ -26,15 +27,21 @@ class Supervisor:
 
     def start(self, connector: RunningConnector) -> None:
         name = connector.name
+        self._tasks[name] = asyncio.create_task(self._run(connector), name=name)
         self._note(name, up=False)
-        self._tasks[name] = asyncio.create_task(self._run(connector), name=f"channel-{name}")
 
     async def stop(self, names: list[str] | None = None) -> None:
-        """Cancels these channels, or all, and waits for their end."""
+        """Cancels these channels, or all, waits for their end, but not for long, and forgets them."""
         tasks = [self._tasks.pop(name) for name in (list(self._tasks) if names is None else names)]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_STOP_SECS)
+            for task in late:
+                log.error("channel.does_not_end", channel=task.get_name())
+        for task in tasks:
+            del self.up[task.get_name()]
+            self._metrics.channel_up.remove(task.get_name())
 
     async def _run(self, connector: RunningConnector) -> None:
         name, wait = connector.name, _FIRST_WAIT
@@ -53,9 +60,12 @@ class Supervisor:
                 log.error("channel.failed", channel=name, exc_info=error)
             finally:
                 self._note(name, up=False)
+            if self._tasks.get(name) is not asyncio.current_task():
+                return  # stopped, though the connector took the cancellation for itself
             wait = _FIRST_WAIT if was_up else min(2 * wait, _LONGEST_WAIT)
             await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
     def _note(self, name: str, *, up: bool) -> None:
-        self.up[name] = up
-        self._metrics.channel_up.labels(name).set(up)
+        if name in self._tasks:
+            self.up[name] = up
+            self._metrics.channel_up.labels(name).set(up)

@@ -1,6 +1,7 @@
 """Logs and metrics. Metric names are constants of this module; they are part of the outside interface."""
 
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -174,10 +175,10 @@ def set_up_logging(form: str, level: str, redact: Redactor) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
-    if console:
-        last: list[Any] = [redact, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    else:
-        last = [structlog.processors.format_exc_info, redact, _render_json]
+    # A traceback is made to text before it is redacted; a prettier one would show the values of variables.
+    plain = structlog.dev.plain_traceback
+    pretty = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    last: list[Any] = [structlog.processors.format_exc_info, redact, pretty if console else _render_json]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -194,4 +195,7 @@ def set_up_logging(form: str, level: str, redact: Redactor) -> None:
 
 
 def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    return orjson.dumps(event, default=str).decode()
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:  # half a character, a huge number: what a customer sends must not make a log line an error
+        return json.dumps({key: str(value) for key, value in event.items()})

@@ -17,6 +17,7 @@ from gateway.spool import Spool
 log = structlog.get_logger()
 
 _LOOK_SECS = 5.0
+_TRY_SECS = 2.0
 _PURGE_SECS = 60.0
 _BLOBS_SECS = 3600.0
 _FULL, _RELIEVED = 0.9, 0.8  # of spool.max_bytes: where kept copies begin to give way, and where they stop
@@ -40,6 +41,7 @@ class Upkeep:
         """To be run until they are cancelled."""
         return [
             self._every(_LOOK_SECS, self.look_at_redis),
+            self._every(_TRY_SECS, self.try_spool),
             self._every(_PURGE_SECS, self.purge_spool),
             self._every(_BLOBS_SECS, self.purge_blobs),
         ]
@@ -48,6 +50,11 @@ class Upkeep:
         await self._publisher.look()
         if self._publisher.lost_data:
             self._wake()
+
+    async def try_spool(self) -> None:
+        """After a failed commit: nobody may send us messages before we are ready again, so we have to try ourselves."""
+        if not self._spool.healthy:
+            await self._spool.memorise({"tried": str(time.time())})
 
     async def purge_spool(self) -> None:
         """Deletes what is older than its time; and when the spool is nearly full, the oldest kept copies before it."""

@@ -101,8 +101,7 @@ class Web:
         connector, request, incoming = channel.connector, self._request(http, path), None
         try:
             self._admit(channel, request)
-            if not http.content.is_eof():
-                await connector.admit(request)
+            await connector.admit(request)
             request.body = incoming = await self._body(http, connector.settings.max_request_bytes)
             sender = await connector.verify(request)
             found = await connector.extract(request, sender)
@@ -142,7 +141,7 @@ class Web:
         except Exception as again:  # the refusal itself is at fault
             log.error("refusal_failed", channel=name, exc_info=again)
             reply = problem_reply(known)
-        if known.code == "method_not_allowed":
+        if known.code == "method_not_allowed" and "Allow" not in reply.headers:
             reply = replace(reply, headers={**reply.headers, "Allow": ", ".join(sorted(connector.methods))})
         return reply
 
@@ -241,6 +240,8 @@ class Web:
             row = await self._spool.find(id_, with_body=True)
         except Rejected as error:
             raise Rejected("gone", "the bytes are no longer kept") from error
+        if row.fault:
+            raise Rejected("gone", "the bytes cannot be read any more", reason=row.fault)
         headers = _FILE_HEADERS | _disposition(row.message.id)
         return web.Response(body=row.message.body, content_type="application/octet-stream", headers=headers)
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 
 from gateway.contract import Draft, Part, StoredMessage
 from gateway.envelope import Identity, Message, Oddity, Sender
-from gateway.fields import Fault, Given, Spec, Value, file_name, one_line, plain_text, read, read_body
+from gateway.fields import Fault, Given, Spec, Value, read, read_body
+from gateway.text import file_name, one_line, plain_text
 
 _PLACES = {"subject", "text", "name"}
 _IDENTITIES = {"email", "phone"}

@@ -161,10 +161,21 @@ def test_a_relative_state_folder_is_below_the_current_one(folder: Folder, monkey
     assert folder.settings("state_dir: here\n" + LEAST).state_dir == folder.path / "here"
 
 
-def test_the_redis_address_is_shown_without_its_password(folder: Folder) -> None:
-    redis = folder.settings('redis: {url: "redis://bob:hunter2@h:6379/1"}\n' + LEAST).redis
+@pytest.mark.parametrize(
+    ("url", "rest", "username"),
+    [
+        ("redis://bob:hunter%402@h:6379/1", "redis://h:6379/1", "bob"),
+        ("rediss://:hunter%402@h", "rediss://h", None),
+        ("unix://bob:hunter%402@/run/redis.sock?db=1", "unix:///run/redis.sock?db=1", "bob"),
+    ],
+)
+def test_the_redis_address_gives_up_its_credentials(folder: Folder, url: str, rest: str, username: str | None) -> None:
+    redis = folder.settings(f"redis: {{url: '{url}'}}\n{LEAST}").redis
 
-    assert redis.shown_url == "redis://h:6379/1"
+    assert (redis.url, redis.username) == (rest, username)
+    assert redis.password is not None
+    assert redis.password.get_secret_value() == "hunter@2"
+    assert "hunter" not in repr(redis) + redis.shown_url
 
 
 def test_settings_print_no_secret(folder: Folder) -> None:
@@ -307,6 +318,7 @@ FAULTS = [
     ("redis: {url: 'redis://h/zero'}", "redis.url: the part behind the host is the database's number, such as /0"),
     ("redis: {url: 'redis://h?ssl=1'}", "redis.url: the only option an address may have is ?db=N"),
     ("redis: {url: 'redis://h:66666'}", "redis.url: is not a valid address; "),
+    ("redis: {url: 'redis://:a@h', password: b}", "redis.password: is in url too; give it once"),
     ("redis: {cert_file: /c}", "redis.cert_file: a certificate and its key belong together; add key_file"),
     ("redis: {key_file: /k}", "redis.key_file: a certificate and its key belong together; add cert_file"),
     ("redis: {ca_file: /c, url: 'redis://h'}", "redis.ca_file: is for TLS; write rediss:// in url, or remove the key"),
