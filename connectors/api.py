@@ -1,5 +1,6 @@
-"""Messages from apps and other programs: `POST /c/NAME` with JSON, or multipart with the same JSON and files beside it.
+"""Messages from apps and other programs.
 
+Protocol: `POST /c/NAME` with JSON, or multipart with the same JSON and files beside it.
 Authentication: `Authorization: Bearer KEY`, of which the configuration holds the SHA-256 only; or, for app builds that
     must not hold a bearer key, a signature over the raw body as in Standard Webhooks 1.0.0 (`webhook-id`,
     `webhook-timestamp`, `webhook-signature: v1,<base64 HMAC-SHA256>`). Several keys are valid at a time, each until its

@@ -121,9 +121,8 @@ class AdminApi:
         limit = min(_number(request, "limit", _PAGE), _LARGEST_PAGE)
         channel = request.query.get("channel")
         rows = await self._spool.quarantined(channel, limit, _number(request, "offset", 0))
-        total = sum(
-            n for (name, entry), n in self._spool.ledger.items() if entry == "quarantined" and channel in (None, name)
-        )
+        ledger = dict(self._spool.ledger)  # a copy: a commit in its thread may add to it
+        total = sum(n for (name, entry), n in ledger.items() if entry == "quarantined" and channel in (None, name))
         return json_reply({"total": total, "items": [_summary(row) for row in rows]})
 
     async def _show(self, request: web.Request) -> Reply:

@@ -73,6 +73,8 @@ class Gateway:
         self._config = config
         self._redactor = redactor
         self._stop = asyncio.Event()
+        self._died = ""  # the task that ended all
+        self._deadline = 0.0  # of the stop, by the event loop's clock
         self._reloading = asyncio.Lock()
         self._metrics = Metrics()
         self._connectors: dict[str, Connector] = {}
@@ -88,8 +90,11 @@ class Gateway:
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
             await self._stop.wait()
+            self._deadline = asyncio.get_running_loop().time() + self.settings.shutdown_secs
             host.notify("STOPPING=1")
             log.info("stopping")
+        if self._died:
+            raise Unavailable(reason=f"{self._died} has died")
         log.info("stopped")
 
     # Start: what is entered last is left first
@@ -108,7 +113,7 @@ class Gateway:
         self._connect(settings)
         await self._start_pipeline(stack)
         await self._serve_admin(stack, settings, state)
-        await self._serve_channels(stack, settings, listener)
+        await self._serve_channels(stack, listener)
 
     async def _start_redis(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         if settings.redis.is_embedded:
@@ -186,13 +191,20 @@ class Gateway:
     def _on_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
             log.critical("task_died", task=task.get_name(), exc_info=error)
+            self._died = task.get_name()
             self._stop.set()  # the service manager starts us again; nothing that was accepted is lost
 
     async def _drain(self) -> None:
         """Publishes what is waiting, as long as the deadline allows; the rest stays in the spool."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.shutdown_secs):
+            async with asyncio.timeout_at(self._deadline):
                 await self._pipeline.drained()
+
+    async def _finish_requests(self) -> None:
+        # Before aiohttp stops: from then on it drops what still arrives of a request's body.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._deadline):
+                await self._web.finish()
 
     async def _serve_admin(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         api = AdminApi(self, self._spool, self._publisher, self._pipeline)
@@ -202,13 +214,14 @@ class Gateway:
         self.admin_address = Address(settings.admin.listen.host, health.getsockname()[1])
         await _serve(stack, web.AppRunner(health_application(self, self._metrics), access_log=None), health)
 
-    async def _serve_channels(self, stack: AsyncExitStack, settings: GatewaySettings, listener: socket.socket) -> None:
+    async def _serve_channels(self, stack: AsyncExitStack, listener: socket.socket) -> None:
         stack.push_async_callback(self._supervisor.stop)
         for connector in self._connectors.values():
             if isinstance(connector, RunningConnector):
                 self._supervisor.start(connector)
         server = web.Server(self._web.handle, access_log=None)
-        await _serve(stack, web.ServerRunner(server, shutdown_timeout=settings.shutdown_secs), listener)
+        await _serve(stack, web.ServerRunner(server, shutdown_timeout=1), listener)
+        stack.push_async_callback(self._finish_requests)
 
     # Channels
 

@@ -80,7 +80,16 @@ class Blobs:
         return urlsafe_b64encode(mac[:18]).decode()
 
     async def purge(self, before: datetime) -> int:
-        """Deletes what was stored, for the last time, before that moment; returns how many objects."""
+        """Deletes what was stored, for the last time, before that moment; returns how many objects.
+
+        Raises Unavailable when the store fails.
+        """
+        try:
+            return await self._purge(before)
+        except (OSError, obstore.exceptions.BaseError) as error:
+            raise Unavailable(reason=f"the blob store refused: {error}") from error
+
+    async def _purge(self, before: datetime) -> int:
         deleted = 0
         async for page in obstore.list(self._store):
             old = [item["path"] for item in page if item["last_modified"] < before]

@@ -5,8 +5,8 @@
 -- ARGV[3] the origin, if there is none yet: a random text
 -- then for each message: digest (16 bytes), mark (10 bytes), id, type, channel, conversation, event
 --
--- Returns one number a message, then the id of the newest entry that was added ("" if none), and last the origin, which
--- is another one when Redis has been emptied:
+-- Returns one number a message, then the id of an entry no older than any that was added now or by an earlier try ("" if
+-- none was), and last the origin, which is another one when Redis has been emptied:
 --   0 duplicate: known with the same content        1 added
 --   2 conflict: known with other content            3 added by an earlier try of ours whose answer was lost
 --
@@ -16,7 +16,7 @@
 local SHARDS = 4096
 local span = tonumber(ARGV[1])
 local generation = math.floor(redis.call('TIME')[1] / span)
-local results, newest = {}, ''
+local results, newest, tried = {}, '', false
 
 local function key(age, digest)
   local high, low = string.byte(digest, 1, 2)
@@ -53,13 +53,17 @@ for at = 4, #ARGV, 7 do
     add(at)
     result = 1
   elseif mark == ARGV[at + 1] then
-    result = 3
+    result, tried = 3, true
   elseif string.sub(mark, 1, 6) == string.sub(ARGV[at + 1], 1, 6) then
     result = 0
   else
     result = 2
   end
   results[#results + 1] = result
+end
+if newest == '' and tried then
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  newest = last and last[1] or ''
 end
 if not redis.call('SET', KEYS[3], ARGV[3], 'NX') then ARGV[3] = redis.call('GET', KEYS[3]) end
 results[#results + 1] = newest

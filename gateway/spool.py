@@ -165,6 +165,16 @@ class Spool:
             raise Unavailable(reason=f"the spool {self._path} cannot be opened: {error}") from error
         for orphan in self.incoming.iterdir():  # requests that were never accepted
             orphan.unlink()
+        self._remove_raw_orphans()
+
+    def _remove_raw_orphans(self) -> None:
+        """Files whose row was never committed, or is gone. Beside a damaged database they may be all there is."""
+        if any(self.folder.glob("damaged-*")):
+            return
+        db = self._journal.connection
+        for path in self._raw.iterdir():
+            if not db.execute("SELECT 1 FROM message WHERE id = ?", (path.name,)).fetchone():
+                path.unlink()
 
     def _open_journal(self) -> None:
         if self._draft.exists() and not self._path.exists():  # a crash at the end of _replace_damaged

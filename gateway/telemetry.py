@@ -10,6 +10,7 @@ from typing import Any, TextIO, cast
 
 import orjson
 import structlog
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -191,7 +192,13 @@ def set_up_logging(form: str, level: str, redact: Redactor) -> None:
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
         )
     )
+    handler.addFilter(_is_ours_to_tell)
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+def _is_ours_to_tell(record: logging.LogRecord) -> bool:
+    """Not aiohttp's word on bytes that are no HTTP: a traceback for each, which shows the header, perhaps a key."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:

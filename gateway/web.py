@@ -73,6 +73,13 @@ class Web:
         self._public_url = public_url
         self._now = now
         self._inflight = 0
+        self._idle: asyncio.Event | None = None  # there when it is stopping
+
+    async def finish(self) -> None:
+        """Refuses new messages from now on, and returns when the requests in work are answered."""
+        self._idle = asyncio.Event()
+        if self._inflight:
+            await self._idle.wait()
 
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answers one request: `/c/<channel>…` or `/files/…`. For aiohttp's low-level server: two prefixes are no
@@ -96,6 +103,8 @@ class Web:
             return await self._answer(name, channel, http, path)
         finally:
             self._inflight -= 1
+            if self._idle is not None and not self._inflight:
+                self._idle.set()
 
     async def _answer(self, name: str, channel: WebChannel, http: web.BaseRequest, path: str) -> Reply:
         connector, request, incoming = channel.connector, self._request(http, path), None
@@ -124,6 +133,8 @@ class Web:
         methods = channel.connector.methods
         if request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
             raise Rejected("method_not_allowed", reason=f"{request.method} is not one of {sorted(methods)}")
+        if self._idle is not None:
+            raise Unavailable("stopping")
         if self._inflight > self._settings.max_inflight:
             raise Unavailable("busy", reason="http.max_inflight is reached", retry_after=2)
         wait = channel.buckets.take(request.remote) if channel.buckets and request.method == "POST" else 0

@@ -33,6 +33,16 @@ def normalize(raw: StoredMessage) -> Draft:
     """Raises Rejected when the body cannot be read."""
     document, files = _open(raw)
     given = _loads(document)
+    try:
+        return _draft(given, document, files, raw.facts)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # Nothing that the channel accepts today; but a message may have been kept under other rules.
+        raise Rejected("malformed", "the JSON is no message", reason=f"{type(error).__name__} in a value") from error
+
+
+def _draft(
+    given: Mapping[str, Any], document: bytes, files: list[formdata.Upload], facts: Mapping[str, Any]
+) -> Draft:
     text = plain_text(given["text"])
     html = given.get("html")
     language, warnings = _language(given.get("language") or "")
@@ -40,7 +50,7 @@ def normalize(raw: StoredMessage) -> Draft:
     message = Message(
         conversation=one_line(given.get("conversation") or "") or None,
         sent_at=_utc(given.get("sent_at")),
-        sender=_sender(given.get("sender") or {}, raw.facts),
+        sender=_sender(given.get("sender") or {}, facts),
         subject=one_line(given.get("subject") or "") or None,
         text=text,
         full_text=text,
