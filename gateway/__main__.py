@@ -251,7 +251,7 @@ def new_channel(
     print("\n".join(f"made {path}" for path in made))
     print(
         f"next: describe the protocol in {made[0]}, then write it\n"
-        f"      python -m pytest {made[2]} {made[3]}\n"
+        f"      python -m pytest {made[2]} {made[3]} tests/contract -k {name}\n"
         f"      python -m gateway schema config > config/gateway.schema.json"
     )
 

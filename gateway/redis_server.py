@@ -72,8 +72,9 @@ class RedisServer:
         """Stops the server, which writes everything to disk first. One that does not react is killed."""
         if self._keeper is None:
             return
-        self._keeper.cancel()
-        await asyncio.gather(self._keeper, return_exceptions=True)
+        while not self._keeper.done():
+            self._keeper.cancel()  # again: Python 3.11 can lose a cancellation in wait_for, which redis-py uses
+            await asyncio.wait([self._keeper], timeout=1)
         self._keeper = None
         try:
             async with asyncio.timeout(_STOP_SECS):

@@ -12,7 +12,7 @@ from gateway.telemetry import Metrics
 log = structlog.get_logger()
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
-_STOP_SECS = 5.0
+_STOP_SECS, _STOP_TRIES = 5.0, 5
 
 
 class Supervisor:
@@ -33,12 +33,14 @@ class Supervisor:
     async def stop(self, names: list[str] | None = None) -> None:
         """Cancels these channels, or all, waits for their end, but not for long, and forgets them."""
         tasks = [self._tasks.pop(name) for name in (list(self._tasks) if names is None else names)]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=_STOP_SECS)
+        late, tries = set(tasks), _STOP_TRIES
+        while late and tries:
             for task in late:
-                log.error("channel.does_not_end", channel=task.get_name())
+                task.cancel()  # more than once: a connector, or asyncio.wait_for of Python 3.11, may lose one
+            _, late = await asyncio.wait(late, timeout=_STOP_SECS / _STOP_TRIES)
+            tries -= 1
+        for task in late:
+            log.error("channel.does_not_end", channel=task.get_name())
         for task in tasks:
             del self.up[task.get_name()]
             self._metrics.channel_up.remove(task.get_name())

@@ -1,4 +1,4 @@
-"""A new channel begins as a copy of the template connector, with its normalizer, its tests and its example."""
+"""A new channel begins as a copy of the template: connector, normalizer, their tests, example, the suite's driver."""
 
 import keyword
 import re
@@ -15,6 +15,7 @@ FILES = (
     "tests/connectors/test_{}.py",
     "tests/normalizers/test_{}.py",
     "config/channels/{}.example.yaml",
+    "tests/contract/drivers/{}.py",
 )
 
 

@@ -40,9 +40,7 @@ def normalize(raw: StoredMessage) -> Draft:
         raise Rejected("malformed", "the JSON is no message", reason=f"{type(error).__name__} in a value") from error
 
 
-def _draft(
-    given: Mapping[str, Any], document: bytes, files: list[formdata.Upload], facts: Mapping[str, Any]
-) -> Draft:
+def _draft(given: Mapping[str, Any], document: bytes, files: list[formdata.Upload], facts: Mapping[str, Any]) -> Draft:
     text = plain_text(given["text"])
     html = given.get("html")
     language, warnings = _language(given.get("language") or "")

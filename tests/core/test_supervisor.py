@@ -72,6 +72,16 @@ class Deaf(Lines):
             await asyncio.Event().wait()
 
 
+class Forgetful(Lines):
+    """Loses the first cancellation, as asyncio.wait_for of Python 3.11 may."""
+
+    async def run(self, accept: Accept, up: Callable[[bool], None]) -> None:
+        up(True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+
 class Rig:
     def __init__(self) -> None:
         self.accepted: list[tuple[str, bytes]] = []
@@ -242,6 +252,17 @@ async def test_a_channel_that_swallows_its_cancellation_is_not_started_again(rig
     await asyncio.wait_for(rig.supervisor.stop(), 2)
 
     assert deaf.runs == 1
+
+
+async def test_a_cancellation_that_was_lost_is_repeated(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_STOP_SECS", 0.1)
+    rig.supervisor.start(Forgetful("forgetful"))
+    await rig.until(lambda: rig.supervisor.up["forgetful"])
+    task = rig.supervisor._tasks["forgetful"]
+
+    await rig.supervisor.stop()
+
+    assert task.done()
 
 
 async def test_a_channel_that_was_taken_away_is_not_shown_any_more(rig: Rig) -> None:
