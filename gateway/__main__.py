@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -357,9 +357,10 @@ def _announce(gateway: app.Gateway, file: Path) -> None:
     """Where everything is, for whoever just started it; but not among JSON lines."""
     if gateway.settings.log.format == "json":
         return
-    admin = f"http://{gateway.admin_address}"
+    at = gateway.admin_address
+    admin = f"http://{replace(at, host='127.0.0.1') if at.is_wildcard else at}"
     rows = [
-        *((name, at) for name, _, at in check.addresses(gateway.settings, gateway.public_url) if at),
+        *((name, address) for name, _, address in check.addresses(gateway.settings, gateway.public_url) if address),
         ("tickets", f"{_redis_cli(gateway.settings)} XREAD COUNT 10 STREAMS {gateway.stream_name} 0"),
         ("", f"{_program()} tail --config {file}"),
         ("health", f"{admin}/healthz  {admin}/readyz"),

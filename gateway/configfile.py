@@ -111,9 +111,9 @@ def _shown(part: str | int) -> str:
 
 def _read_text(path: Path, limit: int) -> str:
     """Raises ValueError that says why."""
-    if path.exists() and not path.is_file():
-        raise ValueError("is not a regular file")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("is not a regular file")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:

@@ -71,19 +71,20 @@ def mark_of(fingerprint: bytes, spool: str, seq: int) -> bytes:
 
 def connect(settings: RedisSettings, state_dir: Path, **options: Any) -> Redis:
     """A client that sends every command once. Connects when it is first used."""
-    password = settings.password.get_secret_value() if settings.password else None
     options = {
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": settings.timeout_secs,
         "socket_connect_timeout": settings.connect_timeout_secs,
         "protocol": 2,
         "client_name": "huiru",
-        **({"username": settings.username} if settings.username else {}),
-        **({"password": password} if password else {}),
         **options,
     }
-    if settings.is_embedded:
+    if settings.is_embedded:  # it has no password
         return Redis.from_url(f"unix://{redis_socket(state_dir)}", **options)
+    if settings.username:
+        options["username"] = settings.username
+    if settings.password:
+        options["password"] = settings.password.get_secret_value()
     if settings.url.startswith("rediss://"):
         files_ = {
             "ssl_ca_certs": settings.ca_file,

@@ -1,7 +1,8 @@
 """Fixtures of the contract suite."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from tests.contract.driver import Driver  # noqa: E402 - the assertions of these
 from tests.contract.rig import OpenRig, Rig  # noqa: E402
 from tests.contract.watch import Fence, Log  # noqa: E402
 from tests.core.redis_process import RedisProcess, servers  # noqa: E402
-
-OUTSIDE = Path(__file__).parent / "outside"
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +49,24 @@ def log() -> Iterator[Log]:
 
 
 @pytest.fixture
-def outsiders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite's own channel, `lines`, is there like any other."""
-    for package in (connectors, normalizers):
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(OUTSIDE / package.__name__)])
+def add_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """`add_modules(folder)`: what is in its `connectors` and `normalizers` is there like any other, for one test."""
+    known = set(sys.modules)
+
+    def add(folder: Path) -> None:
+        for package in (connectors, normalizers):
+            monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder / package.__name__)])
+
+    yield add
+    for name in set(sys.modules) - known:
+        if name.partition(".")[0] in ("connectors", "normalizers"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def outsiders(add_modules: Callable[[Path], None]) -> None:
+    """The suite's own channel, `lines`."""
+    add_modules(Path(__file__).parent / "outside")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import structlog
 from hypothesis import Phase
 
-import connectors
 from connectors import echo
 from gateway import registry
 from gateway.contract import (
@@ -295,9 +294,10 @@ def test_a_connection_within_the_machine(fence: Fence) -> None:
         assert fence.attempts == []
 
 
-def test_a_connector_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pigeon.py").write_text("from connectors.echo import Connector")
-    monkeypatch.setattr(connectors, "__path__", [*connectors.__path__, str(tmp_path)])
+def test_a_connector_without_a_driver(tmp_path: Path, add_modules: Callable[[Path], None]) -> None:
+    (tmp_path / "connectors").mkdir()
+    (tmp_path / "connectors/pigeon.py").write_text("from connectors.echo import Connector")
+    add_modules(tmp_path)
 
     assert "pigeon" in registry.types()
     with pytest.raises(AssertionError, match=r"write tests/contract/drivers/pigeon\.py with a class Driver"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis.crc import key_slot
 from redis.exceptions import BusyLoadingError
 
@@ -587,3 +588,9 @@ def test_marks_tell_contents_and_rows_apart() -> None:
     assert len(marks) == 8
     assert {len(mark) for mark in marks} == {10}
     assert {mark[:6] for mark in marks} == {mark_of(b"a", "x", 9)[:6], mark_of(b"b", "x", 9)[:6]}
+
+
+async def test_a_password_is_not_sent_to_the_embedded_server(tmp_path: Path) -> None:
+    settings = RedisSettings(url="embedded", password=SecretStr("for-another-server"))
+
+    assert connect(settings, tmp_path).connection_pool.connection_kwargs.get("password") is None
