@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,7 @@ PATH = "/c/app"
 Row = tuple[str, str, str, str]  # what, measured, beside, to reach
 
 
-async def main(seconds: float, rounds: int, backlog: int, remembered: int) -> None:
+async def main(seconds: int, rounds: int, backlog: int, remembered: int) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="huiru-") as folder:
         rows += await throughput(Path(folder) / "t", seconds, rounds)
@@ -47,7 +47,7 @@ async def main(seconds: float, rounds: int, backlog: int, remembered: int) -> No
 # Accepted messages a second, latency, lag
 
 
-async def throughput(folder: Path, seconds: float, rounds: int) -> list[Row]:
+async def throughput(folder: Path, seconds: int, rounds: int) -> list[Row]:
     """One after the other, several times, so that both see the machine's moods."""
     daemon = Daemon(folder, CHANNELS)
     async with running(daemon), bare() as bare_url:
@@ -134,7 +134,7 @@ def resident(daemon: Daemon) -> float:
 # What it costs Redis to remember
 
 
-async def memory_of_marks(folder: Path, remembered: int, seconds: float, rounds: int) -> list[Row]:
+async def memory_of_marks(folder: Path, remembered: int, seconds: int, rounds: int) -> list[Row]:
     port = free_port()
     url = f"redis://127.0.0.1:{port}"
     daemon = Daemon(folder, CHANNELS, redis={"url": url})
@@ -153,7 +153,7 @@ async def memory_of_marks(folder: Path, remembered: int, seconds: float, rounds:
     ]
 
 
-async def measured(daemon: Daemon, seconds: float) -> Load:
+async def measured(daemon: Daemon, seconds: int) -> Load:
     """Accepted and published, under full load and until all of it is in the stream."""
     started = (await daemon.status())["channels"][0]["published"]
     clock = time.perf_counter()
@@ -216,7 +216,8 @@ async def redis_server(folder: Path, port: int) -> AsyncIterator[None]:
         await until_open(port)
         yield
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # the daemon's clean-up stops it too
+            process.kill()
         await process.wait()
 
 
@@ -261,7 +262,7 @@ def show(rows: list[Row]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5, help="of every load")
+    parser.add_argument("--seconds", type=int, default=5, help="of every load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backlog", type=int, default=200_000, help="messages waiting in the outage")
     parser.add_argument("--remembered", type=int, default=1_000_000, help="messages Redis remembers")

@@ -18,7 +18,7 @@ class Load:
     p99: float
 
 
-async def run(url: str, seconds: float, connections: int = 64) -> Load:
+async def run(url: str, seconds: int, connections: int = 64) -> Load:
     """Posts as fast as answers come. Raises AssertionError when any answer was not a 2xx."""
     process = await asyncio.create_subprocess_exec(
         *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(_SCRIPT), url),
