@@ -322,4 +322,4 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         # Again: Python 3.11 can lose a cancellation in wait_for, which redis-py uses (cpython issue 86296).
-        _, pending = await asyncio.wait(pending, timeout=1)
+        _, pending = await asyncio.wait(pending, timeout=0.1)
