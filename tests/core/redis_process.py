@@ -7,6 +7,7 @@ import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -43,10 +44,11 @@ class RedisProcess:
     def settings(self) -> RedisSettings:
         return RedisSettings(url=f"redis://127.0.0.1:{self.port}/0", timeout_secs=5, connect_timeout_secs=5)
 
-    def client(self) -> Redis:
+    def client(self) -> Any:
+        """Untyped: the library's types know no `decode_responses`."""
         return Redis(port=self.port, decode_responses=True, retry=Retry(NoBackoff(), 0), protocol=2)
 
-    async def ask(self, *command: str | int) -> object:
+    async def ask(self, *command: str | int) -> Any:
         async with self.client() as client:
             return await client.execute_command(*command)
 

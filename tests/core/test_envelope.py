@@ -55,12 +55,12 @@ def test_a_time_without_offset_is_none() -> None:
 
 def test_what_the_schema_does_not_name_is_an_error() -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
-        Identity(kind="email", value="a@b.c", colour="red")  # type: ignore[call-arg]
+        Identity(kind="email", value="a@b.c", colour="red")  # type: ignore[call-arg]  # that is the point
 
 
 def test_a_message_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Message().text = "other"  # type: ignore[misc]
+        Message().text = "other"  # type: ignore[misc]  # that is the point
 
 
 def test_an_event_is_what_its_model_says() -> None:

@@ -113,7 +113,12 @@ async def test_the_disk_is_not_asked_for_every_message(
 ) -> None:
     asked: list[object] = []
     statvfs = os.statvfs
-    monkeypatch.setattr(os, "statvfs", lambda path: (asked.append(path), statvfs(path))[1])
+
+    def noting(path: str) -> os.statvfs_result:
+        asked.append(path)
+        return statvfs(path)
+
+    monkeypatch.setattr(os, "statvfs", noting)
     intake = make_intake(min_free_bytes=1)
 
     await asyncio.gather(*(intake.accept("shop", RawMessage("note", b"x", f"n{n}")) for n in range(50)))

@@ -196,7 +196,7 @@ class FaultyConnection(sqlite3.Connection):
         self.faults: list[int] = []
         self.asked: list[str] = []
 
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:  # type: ignore[override]  # typeshed names no *args
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         self.asked.append(sql.split("(")[0])
         if sql == "COMMIT" and self.faults:
             error = sqlite3.OperationalError("disk I/O error")
@@ -207,7 +207,7 @@ class FaultyConnection(sqlite3.Connection):
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch, make_spool: MakeSpool) -> tuple[Spool, FaultyConnection]:
-    monkeypatch.setattr(journal.sqlite3, "connect", functools.partial(sqlite3.connect, factory=FaultyConnection))
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=FaultyConnection))
     spool = make_spool()
     connection = spool._journal.connection
     assert isinstance(connection, FaultyConnection)

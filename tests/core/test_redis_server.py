@@ -54,7 +54,8 @@ async def make_server(kind: Path, short_path: Path) -> AsyncIterator[MakeServer]
 
 async def ask(state: Path, *command: Any) -> Any:
     once = Retry(NoBackoff(), 0)
-    async with Redis(unix_socket_path=str(redis_socket(state)), decode_responses=True, retry=once) as client:
+    connection: Any = Redis(unix_socket_path=str(redis_socket(state)), decode_responses=True, retry=once)
+    async with connection as client:
         return await client.execute_command(*command)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway import salvage as salvage_module
 from gateway.salvage import salvage
 from gateway.spool import _SCHEMA
 
@@ -68,8 +69,9 @@ def test_the_new_books_count_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_is_damaged_what_is_saved_is_whole(tmp_path: Path, seed: int) -> None:
+def test_whatever_is_damaged_what_is_saved_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     # given: some pages or some bytes are random
+    monkeypatch.setattr(salvage_module, "_MAX_FAULTS", 10_000)
     made(tmp_path / "old.db")
     rng, damaged = Random(seed), bytearray((tmp_path / "old.db").read_bytes())
     for _ in range(rng.randint(1, 4)):

@@ -61,9 +61,12 @@ def test_a_start_that_was_killed_leaves_no_half_secret(tmp_path: Path) -> None:
 def test_the_draft_is_nobody_elses_to_read_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[int] = []
     rename = Path.rename
-    monkeypatch.setattr(
-        Path, "rename", lambda path, to: (modes.append(stat.S_IMODE(path.stat().st_mode)), rename(path, to))[1]
-    )
+
+    def noting(path: Path, to: Path) -> Path:
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", noting)
     mask = os.umask(0)
     try:
         secret.load(tmp_path, None)

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -606,16 +607,16 @@ async def test_what_was_asked_for_before_the_end_is_done(make_spool: MakeSpool) 
 # --- one transaction with several changes to one message --------------------------------------------------------------
 
 
-async def together(spool: Spool, *asks: Callable[[], object]) -> list[object]:
+async def together(spool: Spool, *asks: Callable[[], Coroutine[Any, Any, object]]) -> list[object]:
     """The asks as one batch of the journal."""
     gate = threading.Event()
     blocker = asyncio.create_task(spool._journal.run(lambda db: gate.wait(10), slow=True))
     await asyncio.sleep(0)
-    tasks = [asyncio.ensure_future(ask()) for ask in asks]  # type: ignore[arg-type]  # all of them are coroutines
+    tasks = [asyncio.create_task(ask()) for ask in asks]
     await asyncio.sleep(0)
     gate.set()
     await blocker
-    return await asyncio.gather(*tasks, return_exceptions=True)
+    return [*await asyncio.gather(*tasks, return_exceptions=True)]
 
 
 async def test_a_message_that_comes_again_while_it_is_purged_keeps_its_body(spool: Spool) -> None:

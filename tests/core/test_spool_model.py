@@ -91,7 +91,7 @@ class SpoolModel(RuleBasedStateMachine):
     @rule(names=st.lists(st.sampled_from([f"m{n}" for n in range(9)]), max_size=20), channel=channels)
     def put_at_once(self, names: list[str], channel: str) -> None:
         entries = [sample(name, name.encode(), channel=channel) for name in names]
-        expected = [self.expected(entry, entry.raw.native_id.encode()) for entry in entries]  # type: ignore[union-attr]
+        expected = [self.expected(entry, name.encode()) for name, entry in zip(names, entries, strict=True)]
 
         async def put_all() -> list[Any]:
             return await asyncio.gather(*map(self.spool.put, entries))

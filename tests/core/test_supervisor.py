@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -148,14 +149,14 @@ async def test_a_channel_that_fails_or_ends_is_started_again(rig: Rig) -> None:
     assert lines.runs == 4
 
 
-async def test_a_channel_that_fails_is_shown_as_down_and_comes_back(rig: Rig) -> None:
+async def test_a_channel_that_fails_is_shown_as_down_and_comes_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     # given
-    lines, seen = Lines("hotline"), []
+    lines = Lines("hotline")
+    seen: list[float] = []
     rig.supervisor.start(lines)
     await rig.until(lambda: rig.supervisor.up["hotline"])
     lines.failures = [RuntimeError(), RuntimeError()]
-    set_ = rig.metrics.channel_up.labels("hotline").set
-    rig.metrics.channel_up.labels("hotline").set = lambda value: (seen.append(value), set_(value))  # type: ignore[method-assign]
+    monkeypatch.setattr(rig.metrics.channel_up.labels("hotline"), "set", seen.append)
 
     # when
     lines.fail_when_up.set()
@@ -178,8 +179,8 @@ async def test_the_waits_grow_and_a_run_that_was_up_makes_the_next_one_short(
         await sleep(0)
 
     monkeypatch.setattr(supervisor_module, "_FIRST_WAIT", 0.5)
-    monkeypatch.setattr(supervisor_module.random, "uniform", lambda low, high: high)
-    monkeypatch.setattr(supervisor_module.asyncio, "sleep", noted)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(asyncio, "sleep", noted)
     lines = Lines("hotline")
     lines.failures = [RuntimeError() for _ in range(9)]
 
@@ -241,7 +242,7 @@ async def test_a_channel_that_does_not_want_to_end_does_not_hold_up_the_end(
     # when, then
     await asyncio.wait_for(rig.supervisor.stop(), 5)
     stubborn.let_go.set()
-    await rig.until(lambda: not asyncio.all_tasks() - {asyncio.current_task()})  # type: ignore[operator]  # there is one
+    await rig.until(lambda: not asyncio.all_tasks() - {asyncio.current_task()})
 
 
 async def test_a_channel_that_swallows_its_cancellation_is_not_started_again(rig: Rig) -> None:

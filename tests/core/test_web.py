@@ -5,7 +5,7 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from gateway.contract import (
 )
 from gateway.errors import ANSWERS, PERMANENT, TEMPORARY, Rejected, Unavailable
 from gateway.web import WebChannel
+from tests.core.redis_process import RedisProcess
 from tests.core.rig import PNG, Rig
 from tests.core.samples import audit, waiting
 
@@ -115,6 +116,14 @@ class Listener:
 
 
 @pytest.fixture
+def redis(server: Path, tmp_path: Path) -> Iterator[RedisProcess]:
+    """A server that is started when something is to be published."""
+    process = RedisProcess(server, tmp_path / "redis")
+    yield process
+    process.kill()
+
+
+@pytest.fixture
 async def serve(make_rig: MakeRig, http: ClientSession) -> AsyncIterator[Serve]:
     """`await serve(channel={…}, body_timeout_secs=…)`."""
     servers: list[RawTestServer] = []
@@ -123,7 +132,7 @@ async def serve(make_rig: MakeRig, http: ClientSession) -> AsyncIterator[Serve]:
         rig = make_rig(**options)
         probe = Probe(**(channel or {}))
         rig.web.channels = {"shop": WebChannel.of(probe)}
-        server = RawTestServer(rig.web.handle)  # type: ignore[arg-type]  # as aiohttp calls it
+        server = RawTestServer(rig.web.handle)
         await server.start_server()
         servers.append(server)
         return Listener(rig, probe, server, http)
@@ -296,9 +305,16 @@ async def test_a_refusal_that_the_intake_counted_is_not_counted_twice(serve: Ser
     assert await listener.refused() == {"spool_full": 1}
 
 
-async def test_a_connector_is_told_only_errors_that_may_cross_the_wire(listener: Listener) -> None:
+async def test_a_connector_is_told_only_errors_that_may_cross_the_wire(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[BaseException] = []
-    listener.probe.refuse = lambda request, error: (told.append(error), Reply(500))[1]  # type: ignore[method-assign]
+
+    def refuse(request: Request, error: BaseException) -> Reply:
+        told.append(error)
+        return Reply(500)
+
+    monkeypatch.setattr(listener.probe, "refuse", refuse)
     listener.probe.failing["verify"] = KeyError(SECRET)
 
     await listener.ask(data=b"x")
@@ -308,13 +324,15 @@ async def test_a_connector_is_told_only_errors_that_may_cross_the_wire(listener:
     assert SECRET not in error.public
 
 
-async def test_other_content_under_a_key_is_answered_so_and_the_rest_stays(listener: Listener) -> None:
+async def test_other_content_under_a_key_is_answered_so_and_the_rest_stays(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = RawMessage("note", b"first", "n1", on_conflict="refuse")
 
     async def extract(request: Request, sender: Mapping[str, Any]) -> Sequence[RawMessage]:
         return [replace(raw, body=request.body)]
 
-    listener.probe.extract = extract  # type: ignore[method-assign]
+    monkeypatch.setattr(listener.probe, "extract", extract)
     await listener.ask(data=b"first")
 
     status, document, _ = await listener.ask(data=b"other")
@@ -342,8 +360,8 @@ async def test_a_method_that_is_not_served_says_which_are(listener: Listener) ->
     assert (status, document["code"], headers["Allow"]) == (405, "method_not_allowed", "GET, POST")
 
 
-async def test_head_is_no_method_where_get_is_none(listener: Listener) -> None:
-    listener.probe.methods = frozenset({"POST"})  # type: ignore[misc]
+async def test_head_is_no_method_where_get_is_none(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener.probe, "methods", frozenset({"POST"}))
 
     status, _, headers = await listener.ask("HEAD")
 
@@ -480,6 +498,31 @@ async def test_more_requests_at_a_time_than_allowed_are_told_to_come_back(serve:
     assert (await listener.ask(data=b"x"))[0] == 202
 
 
+async def test_before_the_end_requests_in_work_are_finished_and_new_ones_refused(listener: Listener) -> None:
+    # given: half a request
+    reader, writer = await raw_request(listener, b"Content-Length: 10\r\n\r\nhalf ")
+    await listener.until(lambda: listener.rig.web._inflight == 1)
+
+    # when
+    finished = asyncio.create_task(listener.rig.web.finish())
+    await asyncio.sleep(0)
+    status, document, headers = await listener.ask(data=b"x")
+
+    # then
+    assert (status, document["code"]) == (503, "stopping")
+    assert "Retry-After" in headers
+    assert not finished.done()
+    writer.write(b"of it")
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 202 ")
+    await asyncio.wait_for(finished, 5)
+    writer.transport.abort()
+    assert [row.message.body for row in await waiting(listener.rig.spool)] == [b"half of it"]
+
+
+async def test_without_a_request_in_work_the_end_is_at_once(listener: Listener) -> None:
+    await asyncio.wait_for(listener.rig.web.finish(), 1)
+
+
 async def test_one_client_may_not_ask_too_often(serve: Serve) -> None:
     listener = await serve({"rate": Rate(per_minute=1, burst=2)})
     statuses = [(await listener.ask(data=b"x"))[0] for _ in range(2)]
@@ -537,6 +580,7 @@ async def test_clients_behind_a_proxy_have_their_own_rates(serve: Serve) -> None
 
 async def published(listener: Listener, kind: str = "album", body: bytes = b"raw bytes") -> dict[str, Any]:
     """The data of a ticket with files; addresses lead to the test's server."""
+    await listener.rig.redis.start()
     await listener.rig.accept("n1", body, kind=kind)
     await listener.rig.publish_all()
     (ticket,) = await listener.rig.tickets()

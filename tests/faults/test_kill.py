@@ -84,7 +84,7 @@ async def test_a_redis_that_forgets_its_newest(start_rig: StartRig, seed: int) -
 
 
 async def test_a_daemon_killed_while_it_publishes_again(start_rig: StartRig, seed: int) -> None:
-    rig = await start_rig(seed, stream={"batch": 2})
+    rig = await start_rig(seed, stream={"batch": 8})
     await rig.pause(1, 2)
     await rig.kill_daemon()
     await rig.wipe_redis()
