@@ -1,0 +1,1 @@
+"""Mail, as the channels and the normalizer that deal with it share it."""
