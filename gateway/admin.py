@@ -105,7 +105,7 @@ class AdminApi:
                 "redis": {"up": self._publisher.up, "url": daemon.redis_url, "trouble": self._publisher.trouble},
                 "stream": {"name": daemon.stream_name, "length": await self._publisher.length()},
                 "spool": {"bytes": self._spool.bytes, "damaged": self._spool.damaged is not None},
-                "outbox": {"waiting": self._outbox.waiting, "trouble": self._outbox.trouble},
+                "outbox": {"waiting": self._spool.letters.waiting, "trouble": self._outbox.trouble},
                 "channels": [self._channel(*item) for item in sorted(daemon.channels().items())],
             }
         )

@@ -7,7 +7,7 @@ within the last hour is also what the brakes count: they hold over a restart.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import orjson
@@ -33,6 +33,7 @@ _INSERT = (
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _HOUR, _DAY = 3600.0, 86400.0
+Ledger = Callable[[], Mapping[tuple[str, str], int]]
 Count = Callable[[str, str, int], None]  # adds to an entry of the ledger: channel, entry, how many
 
 
@@ -48,11 +49,18 @@ class Waiting:
 class Letterbox:
     """Part of the spool; `count` adds to its ledger, in the same transaction."""
 
-    def __init__(self, journal: Journal, count: Count, clock: Callable[[], float]) -> None:
+    def __init__(self, journal: Journal, ledger: Ledger, count: Count, clock: Callable[[], float]) -> None:
         self.arrived = asyncio.Event()
         self._journal = journal
+        self._ledger = ledger
         self._count = count
         self._clock = clock
+
+    @property
+    def waiting(self) -> int:
+        """How many letters are not sent yet, by the last commit."""
+        ledger = dict(self._ledger())  # a copy: a commit in its thread may add to it
+        return sum(n for (_, entry), n in ledger.items() if entry == WAITING)
 
     # In: part of a transaction of the spool's
 
@@ -75,8 +83,7 @@ class Letterbox:
             return "sender_rate"
         if _written(db, "domain", domain, now - _HOUR) >= letter.max_per_domain:
             return "domain_rate"
-        waiting = "SELECT count(*) FROM (SELECT 1 FROM letter WHERE content IS NOT NULL LIMIT ?)"
-        return "full" if db.execute(waiting, (MOST_WAITING,)).fetchone()[0] >= MOST_WAITING else ""
+        return "full" if self.waiting >= MOST_WAITING else ""
 
     def _insert(self, db: sqlite3.Connection, letter: Letter) -> None:
         fields = asdict(letter)

@@ -19,8 +19,8 @@ import structlog
 from gateway.acknowledgement import MAX_AGE
 from gateway.contract import ChannelSettings
 from gateway.errors import Rejected, Unavailable
-from gateway.letter import compose
-from gateway.letterbox import WAITING, Waiting
+from gateway.letter import Templates, compose
+from gateway.letterbox import Waiting
 from gateway.settings import OutgoingMail
 from gateway.spool import Spool
 
@@ -51,22 +51,16 @@ class Outbox:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.trouble = ""  # why nothing can be sent; "" when it can, or nobody knows
-        self._spool = spool
         self._letters = spool.letters
         self._settings = settings
         self._channels = channels
         self._key = key
+        self._templates = Templates()
         self._clock = clock
         self._failures = 0  # of the server, one after another
         self._forget_at = 0.0
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
-
-    @property
-    def waiting(self) -> int:
-        """How many letters are not sent yet."""
-        ledger = dict(self._spool.ledger)  # a copy: a commit in its thread may add to it
-        return sum(n for (_, entry), n in ledger.items() if entry == WAITING)
 
     # Life
 
@@ -151,7 +145,7 @@ class Outbox:
             return await self._drop(one, "channel_gone", "the channel acknowledges no longer")
         now = datetime.fromtimestamp(self._clock(), UTC)
         try:
-            mail = compose(letter, channel.acknowledge, self._key, now)
+            mail = compose(letter, channel.acknowledge, self._key, now, self._templates)
             await _submit(server, settings.return_path or "", letter.recipient, mail)
         except Rejected as error:
             await self._drop(one, error.code, error.reason)
@@ -160,6 +154,11 @@ class Outbox:
         except (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError) as error:
             await self._postpone(one, str(error))  # perhaps because of this letter: the others are not to wait for it
             raise
+        except (aiosmtplib.SMTPException, OSError, ServerTrouble):
+            raise
+        except Exception as error:  # a defect, perhaps with this letter alone
+            log.error("acknowledgement.failed", id=letter.id, channel=letter.channel, exc_info=error)
+            await self._postpone(one, f"{type(error).__name__}: {error}")
         else:
             await self._letters.sent(letter)
             log.info("acknowledged", id=letter.id, channel=letter.channel)

@@ -153,7 +153,12 @@ class Spool:
             opened=self._opened,
             replace=self._replace_damaged,
         )
-        self.letters = Letterbox(self._journal, lambda channel, name, n: self._count(channel, **{name: n}), clock)
+        self.letters = Letterbox(
+            self._journal,
+            ledger=lambda: self.ledger,
+            count=lambda channel, name, n: self._count(channel, **{name: n}),
+            clock=clock,
+        )
 
     # Life
 

@@ -1,22 +1,27 @@
 """Acknowledgements are sent once, late rather than never, and to nobody who answers by machine for ever."""
 
 import asyncio
+import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from gateway import check
 from gateway import outbox as outbox_module
 from gateway.contract import Acknowledge, ChannelSettings, Receipt
 from gateway.errors import Unavailable
+from gateway.letter import Letter, compose
 from gateway.mail import replyaddress
 from gateway.outbox import Outbox
-from gateway.settings import OutgoingMail
+from gateway.settings import OutgoingMail, load
 from gateway.spool import Spool
 from tests.core.mailserver import MailServer, certificate
 from tests.core.rig import Rig
+from tests.daemon import Daemon, free_port
 
 KEY = b"k" * 32
 HOUR, DAY = 3600, 86400
@@ -241,14 +246,14 @@ async def test_a_server_that_is_away_is_waited_for(desk: Desk, mx: MailServer) -
     assert 1 <= pauses[0] <= 2
     assert 150 <= pauses[-1] <= 300
     assert "SMTPConnectError" in desk.outbox.trouble
-    assert (desk.outbox.waiting, desk.count) == (1, {"waiting": 1})
+    assert (desk.rig.spool.letters.waiting, desk.count) == (1, {"waiting": 1})
 
     # when it is back
     desk.mail = OutgoingMail(host="127.0.0.1", port=port, tls="none")
     await desk.send()
 
     assert len(mx.taken) == 1
-    assert (desk.outbox.waiting, desk.outbox.trouble) == (0, "")
+    assert (desk.rig.spool.letters.waiting, desk.outbox.trouble) == (0, "")
 
 
 @pytest.mark.parametrize("command", ["RCPT", "DATA"])
@@ -297,6 +302,22 @@ async def test_a_letter_over_which_the_server_hangs_up_does_not_hold_up_the_othe
     assert desk.count == {"sent": 1, "waiting": 1}
 
 
+async def test_a_letter_that_we_cannot_make_does_not_hold_up_the_others(
+    desk: Desk, mx: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defective(letter: Letter, *rest: Any) -> bytes:
+        return compose(letter, *rest) if letter.recipient != "zhang@example.com" else 1 / 0  # type: ignore[return-value]
+
+    monkeypatch.setattr(outbox_module, "compose", defective)
+    await desk.receive("m1")
+    await desk.receive("m2", "li@example.com")
+
+    await desk.send()
+
+    assert [letter.rcpt_to for letter in mx.taken] == [["li@example.com"]]
+    assert desk.count == {"sent": 1, "waiting": 1}
+
+
 async def test_a_server_that_insists_on_a_sender(desk: Desk, mx: MailServer) -> None:
     mx.answers["MAIL"] = lambda sender: "" if sender else "501 5.1.7 the sender must be the login's address"
     await desk.receive("m1")
@@ -327,7 +348,7 @@ async def test_without_a_server_letters_wait_in_peace(desk: Desk) -> None:
     outbox = Outbox(desk.rig.spool, lambda: None, lambda: desk.rig.channels, KEY, clock=lambda: desk.rig.now)
 
     assert await outbox.step() >= 1
-    assert outbox.waiting == 1
+    assert desk.rig.spool.letters.waiting == 1
 
 
 # --- TLS and a login --------------------------------------------------------------------------------------------------
@@ -382,6 +403,26 @@ async def test_a_server_without_starttls_gets_nothing(desk: Desk, mx: MailServer
 
     assert desk.outbox.trouble
     assert mx.taken == []
+
+
+async def test_a_probe_tries_the_login(tls: tuple[Path, ssl.SSLContext], tmp_path: Path) -> None:
+    ca_file, context = tls
+    async with MailServer(user="robot", password="open sesame", tls_context=context) as mx:
+        for password, well, said in (
+            ("open sesame", True, "the login is good"),
+            ("closed-2", False, "login was refused"),
+        ):
+            mail = {"host": "127.0.0.1", "port": mx.port, "ca_file": str(ca_file), "username": "robot"}
+            channels = {"app": {"type": "echo", "secret": "s" * 16}}
+            (tmp_path / "g.yaml").write_text(
+                json.dumps({"outgoing_mail": mail | {"password": password}, "channels": channels})
+            )
+
+            _, verdict = await check.everything(load(tmp_path / "g.yaml", {}), {})
+
+            assert (verdict.well, verdict.what) == (well, "outgoing_mail")
+            assert said in verdict.text
+            assert password not in verdict.text
 
 
 # --- brakes -----------------------------------------------------------------------------------------------------------
@@ -481,7 +522,7 @@ async def test_a_loop_with_another_robot_ends(rig: Rig, senders: int, most: int)
             await rig.publish_all()
 
         assert robot.rounds == most
-        assert desk.outbox.waiting == 0
+        assert desk.rig.spool.letters.waiting == 0
         assert len(await rig.tickets()) == 1 + most  # nothing is kept from the desk
 
 
@@ -596,3 +637,58 @@ async def test_a_spool_that_fails_does_not_end_the_outbox(
     await mx.until(1, seconds=5)
     await desk.outbox.stop()
     await task
+
+
+# --- a whole daemon ---------------------------------------------------------------------------------------------------
+
+
+FORM = {
+    "type": "webform",
+    "title": "Contact support",
+    "fields": [
+        {"name": "subject", "type": "text", "label": "Subject", "required": True},
+        {"name": "text", "type": "textarea", "label": "Description", "required": True},
+        {"name": "email", "type": "email", "label": "E-mail"},
+    ],
+    "acknowledge": {"from": "ACME Support <support@acme.example>", "language": "en", "reply_to": "signed"},
+}
+
+
+async def submit(daemon: Daemon, http: aiohttp.ClientSession, text: str) -> str:
+    """A submission; its reference."""
+    values = {"subject": "打印机坏了", "text": text, "email": "zhang@example.com"}
+    async with http.post(f"{daemon.url}/c/web?lang=zh", json=values) as response:
+        answer = await response.json()
+    return str(answer["reference"])
+
+
+async def test_a_form_is_acknowledged_also_when_the_mail_server_was_away(
+    start_daemon: Callable[..., Awaitable[Daemon]], http: aiohttp.ClientSession
+) -> None:
+    # given a daemon whose mail server is not there yet
+    port = free_port()
+    mail = {"host": "127.0.0.1", "port": port, "tls": "none"}
+    daemon = await start_daemon({"web": FORM}, outgoing_mail=mail)
+
+    first = await submit(daemon, http, "one")
+
+    # then the ticket is published all the same, and the trouble is shown
+    await daemon.until_tickets(1)
+    status = await daemon.until_status(lambda status: status["outbox"]["trouble"] != "")
+    assert status["outbox"]["waiting"] == 1
+    assert (await daemon.metrics())['huiru_acknowledgements_waiting{channel="web"}'] == 1
+
+    # when we are started again, and the server is there
+    assert await daemon.stop() == 0
+    async with MailServer(port) as mx:
+        await daemon.start()
+        second = await submit(daemon, http, "two")
+        letters = await mx.until(2)
+
+        assert {letter.mail["X-Huiru-Acknowledgement"] for letter in letters} == {first, second}
+        assert {letter.mail_from for letter in letters} == {""}
+        assert all(letter.mail["X-Huiru-Acknowledgement"] in letter.part("plain") for letter in letters)
+        assert all(letter.mail["Subject"].startswith("自动回复：已收到 [") for letter in letters)
+        status = await daemon.until_status(lambda status: status["outbox"]["waiting"] == 0)
+    assert status["outbox"]["trouble"] == ""
+    assert (await daemon.metrics())['huiru_acknowledgements_sent_total{channel="web"}'] == 2
