@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
@@ -25,7 +25,7 @@ class Taken:
 
     @property
     def mail(self) -> EmailMessage:
-        return cast(EmailMessage, message_from_bytes(self.raw, policy=policy.default))
+        return message_from_bytes(self.raw, policy=policy.default)
 
     def part(self, subtype: str) -> str:
         body = self.mail.get_body((subtype,))
@@ -44,10 +44,10 @@ class MailServer:
         self._login = (user, password)
         self._implicit: ssl.SSLContext | None = options.pop("implicit", None)
         self._options = {"auth_required": bool(user), "authenticator": self._authenticate, **options}
-        self._sessions: set[asyncio.Transport] = set()
+        self._transports: set[asyncio.BaseTransport] = set()
         self._server: asyncio.Server | None = None
 
-    async def __aenter__(self) -> "MailServer":
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._session, "127.0.0.1", self.port, ssl=self._implicit)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -56,8 +56,8 @@ class MailServer:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for transport in self._sessions:
-            transport.abort()
+        for transport in self._transports:
+            transport.close()
         await self._server.wait_closed()
 
     def _session(self) -> SMTP:
@@ -77,7 +77,8 @@ class MailServer:
     async def handle_EHLO(
         self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
-        self._sessions.add(server.transport)
+        if server.transport is not None:
+            self._transports.add(server.transport)
         session.host_name = hostname
         return responses
 
@@ -97,8 +98,8 @@ class MailServer:
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         refusal = self._answer("DATA", envelope.rcpt_tos[0])
-        if refusal == "hang up":
-            server.transport.abort()
+        if refusal == "hang up" and server.transport is not None:
+            server.transport.close()
         if refusal == "hang":
             await asyncio.sleep(60)
         if refusal:

@@ -362,8 +362,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
 async def test_tls_and_a_login(rig: Rig, tls: tuple[Path, ssl.SSLContext], mode: str) -> None:
     ca_file, context = tls
-    options = {"implicit": context} if mode == "implicit" else {"tls_context": context, "require_starttls": True}
-    login = {"user": "robot", "password": "open sesame"}
+    options: dict[str, Any] = (
+        {"implicit": context} if mode == "implicit" else {"tls_context": context, "require_starttls": True}
+    )
+    login: dict[str, Any] = {"user": "robot", "password": "open sesame"}
     async with MailServer(**login, auth_require_tls=mode == "starttls", **options) as mx:
         desk = Desk(rig, mx.port, tls=mode, ca_file=ca_file, username="robot", password="closed")
         await desk.receive("m1")
@@ -384,7 +386,7 @@ async def test_tls_and_a_login(rig: Rig, tls: tuple[Path, ssl.SSLContext], mode:
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
 async def test_a_server_we_do_not_trust_gets_nothing(rig: Rig, tls: tuple[Path, ssl.SSLContext], mode: str) -> None:
     _, context = tls
-    options = {"implicit": context} if mode == "implicit" else {"tls_context": context}
+    options: dict[str, Any] = {"implicit": context} if mode == "implicit" else {"tls_context": context}
     async with MailServer(**options) as mx:
         desk = Desk(rig, mx.port, tls=mode)
         await desk.receive("m1")
