@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 MAX_AGE = timedelta(hours=24)  # a letter that could not be sent by then would only puzzle its reader
 _LONGEST_ADDRESS = 320
-_COMPARED_CHARS = 100_000
+_COMPARED_CHARS, _KEPT_CHARS = 100_000, 500
 _WORDS = re.compile(r"[a-z0-9]+")
 # RFC 3834, 2, names owner-…, …-request and MAILER-DAEMON; the rest is what robots call themselves.
 _ROBOT_WORDS = frozenset({"bounce", "bounces", "daemon", "listserv", "majordomo", "postmaster"})
@@ -129,7 +129,7 @@ def _is_robot(address: str) -> bool:
 
 
 def _letter(seq: int, raw: StoredMessage, message: Message, address: str, settings: Acknowledge) -> Letter:
-    words = " ".join(message.text[:_COMPARED_CHARS].casefold().split())
+    words = " ".join(message.text[:_COMPARED_CHARS].casefold().split()) or raw.id  # a picture alone is not the next one
     thread = message.thread
     return Letter(
         seq=seq,
@@ -138,8 +138,8 @@ def _letter(seq: int, raw: StoredMessage, message: Message, address: str, settin
         recipient=ascii_address(address),
         reference=reference(raw.id),
         language=_language(message.language),
-        subject=one_line(message.subject or ""),
-        name=one_line(message.sender.name or ""),
+        subject=one_line(message.subject or "")[:_KEPT_CHARS],
+        name=one_line(message.sender.name or "")[:_KEPT_CHARS],
         in_reply_to="".join(usable_ids([thread.message_id or ""])),
         references=usable_ids(thread.references or thread.in_reply_to),
         text_digest=sha256(words.encode("utf-8", "surrogatepass")).digest()[:16],

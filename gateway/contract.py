@@ -55,8 +55,6 @@ class Acknowledge(Settings):
     `channel` and `sender` (the name in `from`, else its address).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
-
     sender: str = Field(
         alias="from",
         max_length=320,

@@ -27,7 +27,7 @@ CREATE INDEX IF NOT EXISTS letter_due ON letter (not_before) WHERE content IS NO
 # Entries of the ledger; the last two with `:` and a code behind them.
 WAITING, SENT = "acknowledgement_waiting", "acknowledgement_sent"
 FAILED, SUPPRESSED = "acknowledgement_failed", "acknowledgement_suppressed"
-MOST_WAITING = 100_000
+MOST_WAITING = 20_000
 _INSERT = (
     "INSERT OR IGNORE INTO letter (seq, channel, sender, domain, digest, written_at, content)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"

@@ -1,6 +1,6 @@
 """Sends the letters that wait, through the configured submission server. Nobody waits for it.
 
-A letter is struck off after the server has taken it. If we die in between, it is sent again with the same Message-ID.
+A letter is struck off when the server has taken it. If we die in between, it is sent again with the same Message-ID.
 A refusal of the letter is final (5xx) or makes it wait (4xx). Whatever is wrong with the server or with our login makes
 all wait, longer each time, and none is lost for it before it is a day old.
 """
@@ -19,7 +19,7 @@ import structlog
 from gateway.acknowledgement import MAX_AGE
 from gateway.contract import ChannelSettings
 from gateway.errors import Rejected, Unavailable
-from gateway.letter import Templates, compose
+from gateway.letter import Letter, Templates, compose
 from gateway.letterbox import Waiting
 from gateway.settings import OutgoingMail
 from gateway.spool import Spool
@@ -32,6 +32,7 @@ _FIRST_WAIT_SECS, _LONGEST_WAIT_SECS = 2.0, 300.0  # while the server is away
 _FIRST_RETRY_SECS, _LONGEST_RETRY_SECS = 60.0, 3600.0  # for one letter: greylisting takes minutes
 _FORGET_SECS = 3600.0
 _STOP_SECS = 5.0
+_NOT_THE_LETTER = {421, 530, 535, 538}  # it is closing (RFC 5321, 3.8); it wants another login (RFC 4954, 6)
 
 
 class ServerTrouble(Exception):
@@ -57,6 +58,7 @@ class Outbox:
         self._key = key
         self._templates = Templates()
         self._clock = clock
+        self._taken: list[Letter] = []  # by the server, and not struck off yet
         self._failures = 0  # of the server, one after another
         self._forget_at = 0.0
         self._stop = asyncio.Event()
@@ -99,6 +101,7 @@ class Outbox:
 
     async def step(self) -> float:
         """Sends what is due; returns the seconds until there may be more."""
+        await self._strike_off()
         await self._forget()
         due = await self._without_expired(await self._letters.due(_BATCH))
         settings = self._settings()
@@ -160,8 +163,15 @@ class Outbox:
             log.error("acknowledgement.failed", id=letter.id, channel=letter.channel, exc_info=error)
             await self._postpone(one, f"{type(error).__name__}: {error}")
         else:
-            await self._letters.sent(letter)
             log.info("acknowledged", id=letter.id, channel=letter.channel)
+            self._taken.append(letter)
+            await self._strike_off()
+
+    async def _strike_off(self) -> None:
+        """What the server has taken. As long as the disk refuses, nothing else is sent: it would be sent again."""
+        while self._taken:
+            await self._letters.sent(self._taken[0])
+            del self._taken[0]
 
     async def _drop(self, one: Waiting, code: str, reason: str) -> None:
         letter = one.letter
@@ -195,7 +205,8 @@ async def _submit(server: aiosmtplib.SMTP, return_path: str, recipient: str, mai
     except aiosmtplib.SMTPRecipientsRefused as error:
         raise _refusal(error.recipients[0]) from error
     except aiosmtplib.SMTPSenderRefused as error:
-        hint = "" if return_path else "; a server that insists on a sender needs outgoing_mail.return_path"
+        wants_sender = error.code >= 500 and not return_path
+        hint = "; a server that insists on a sender needs outgoing_mail.return_path" if wants_sender else ""
         raise ServerTrouble(f"the sender was refused: {error.code} {error.message}{hint}") from error
     except aiosmtplib.SMTPResponseException as error:
         raise _refusal(error) from error
@@ -203,7 +214,7 @@ async def _submit(server: aiosmtplib.SMTP, return_path: str, recipient: str, mai
 
 def _refusal(error: aiosmtplib.SMTPResponseException) -> Exception:
     text = f"{error.code} {error.message}"
-    if error.code == 421:  # it closes the connection (RFC 5321, 3.8)
+    if error.code in _NOT_THE_LETTER:
         return ServerTrouble(text)
     return Rejected("refused", reason=text) if error.code >= 500 else Unavailable(reason=text)
 

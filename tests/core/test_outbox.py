@@ -222,6 +222,27 @@ async def test_a_letter_that_was_sent_as_we_died_is_known_as_the_same(
     assert first.mail["Message-ID"] == second.mail["Message-ID"]
 
 
+async def test_a_disk_that_fails_for_long_does_not_send_a_letter_again_and_again(
+    desk: Desk, mx: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise Unavailable("spool_failed")
+
+    await desk.receive("m1")
+    await desk.receive("m2", "li@example.com")
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.outbox._letters, "sent", fail)
+        for _ in range(5):
+            with pytest.raises(Unavailable):
+                await desk.outbox.step()
+    assert len(mx.taken) == 1
+
+    await desk.send()
+
+    assert len(mx.taken) == 2
+    assert desk.count == {"sent": 2}
+
+
 async def test_letters_outlive_a_damaged_database(desk: Desk, mx: MailServer) -> None:
     await desk.receive("m1")
     await desk.rig.spool.close()
@@ -274,6 +295,17 @@ async def test_a_temporary_refusal_makes_a_letter_wait(desk: Desk, mx: MailServe
 
     assert len(mx.taken) == 2
     assert desk.count == {"sent": 2}
+
+
+@pytest.mark.parametrize("answer", ["421 4.3.2 going down", "530 5.7.0 authentication required"])
+async def test_what_is_not_the_letter_s_fault_makes_all_wait(desk: Desk, mx: MailServer, answer: str) -> None:
+    mx.answers["RCPT"] = answer
+    await desk.receive("m1")
+
+    await desk.outbox.step()
+
+    assert desk.outbox.trouble == answer
+    assert desk.count == {"waiting": 1}
 
 
 @pytest.mark.parametrize("command", ["RCPT", "DATA"])
@@ -477,6 +509,22 @@ async def test_the_same_text_again_is_acknowledged_once_a_day(desk: Desk) -> Non
     await desk.receive("later", text="I am out of the office")
 
     assert desk.count == {"waiting": 2, "suppressed:repeated": 29}
+
+
+async def test_mails_without_a_text_are_not_the_same(desk: Desk) -> None:
+    for n in range(2):
+        await desk.rig.accept(f"m{n}", b"", kind="mail", facts={"from": "zhang@example.com"}, fingerprint=b"%d" % n)
+    await desk.rig.publish_all()
+
+    assert desk.count == {"waiting": 2}
+
+
+async def test_no_more_than_so_many_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.letterbox.MOST_WAITING", 2)
+    for n in range(4):
+        await desk.receive(f"m{n}")
+
+    assert desk.count == {"waiting": 2, "suppressed:full": 2}
 
 
 async def test_what_counts_no_more_is_forgotten(desk: Desk, mx: MailServer) -> None:
