@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -742,3 +743,29 @@ async def test_a_form_is_acknowledged_also_when_the_mail_server_was_away(
         status = await daemon.until_status(lambda status: status["outbox"]["waiting"] == 0)
     assert status["outbox"]["trouble"] == ""
     assert (await daemon.metrics())['huiru_acknowledgements_sent_total{channel="web"}'] == 2
+
+
+async def test_a_daemon_that_is_killed_as_the_server_says_yes_sends_the_same_letter(
+    start_daemon: Callable[..., Awaitable[Daemon]], http: aiohttp.ClientSession
+) -> None:
+    async with MailServer() as mx:
+        mail = {"host": "127.0.0.1", "port": mx.port, "tls": "none"}
+        daemon = await start_daemon({"web": FORM}, outgoing_mail=mail)
+
+        def kill(_: str) -> str:
+            mx.answers.clear()
+            daemon.signal(signal.SIGKILL)
+            return ""
+
+        mx.answers["DATA"] = kill
+        await submit(daemon, http, "one")
+        assert daemon.process is not None
+        await daemon.process.wait()
+
+        await daemon.start()
+
+        first, second = await mx.until(2)
+        assert first.mail["Message-ID"] == second.mail["Message-ID"]
+        await daemon.until_status(lambda status: status["outbox"]["waiting"] == 0)
+    assert len(mx.taken) == 2
+    assert len(await daemon.tickets()) == 1
