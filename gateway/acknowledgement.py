@@ -15,7 +15,7 @@ import structlog
 from gateway.contract import Acknowledge, ChannelSettings, StoredMessage
 from gateway.envelope import Message
 from gateway.identity import reference
-from gateway.letter import Letter, Suppressed, ascii_address, is_ours, mailbox, usable_ids, without_detail
+from gateway.letter import SIGNED, Letter, Suppressed, ascii_address, is_ours, mailbox, usable_ids, without_detail
 from gateway.text import one_line
 
 log = structlog.get_logger()
@@ -36,8 +36,8 @@ class Acknowledgements:
     def __init__(self, channels: Callable[[], Mapping[str, ChannelSettings]], now: Callable[[], datetime]) -> None:
         self._channels = channels
         self._now = now
-        self._senders: frozenset[str] = frozenset()
-        self._of: Mapping[str, ChannelSettings] | None = None  # the channels that `_senders` is made of
+        self._addresses: frozenset[str] = frozenset()
+        self._of: Mapping[str, ChannelSettings] | None = None  # the channels that these are made of
 
     def __call__(self, seq: int, raw: StoredMessage, message: Message) -> Letter | Suppressed | None:
         """The letter, why there is none, or None where the channel acknowledges nothing."""
@@ -70,21 +70,26 @@ class Acknowledgements:
         """Why this message is not acknowledged; "" when it may be."""
         if self._now() - raw.received_at > MAX_AGE:
             return "late"
-        return _of_message(raw, message) or _of_address(address) or self._of_ours(raw, message, address, channels)
+        return _of_message(raw, message) or _of_address(address) or self._of_ours(message, address, channels)
 
-    def _of_ours(
-        self, raw: StoredMessage, message: Message, address: str, channels: Mapping[str, ChannelSettings]
-    ) -> str:
+    def _of_ours(self, message: Message, address: str, channels: Mapping[str, ChannelSettings]) -> str:
+        mine = {ascii_address(address).lower(), without_detail(ascii_address(address))}
+        # To and Cc are the sender's word: who sends themselves a copy is a customer all the same.
+        delivered = {
+            without_detail(one.value) for one in message.recipients if one.role in {"envelope", "delivered_to"}
+        }
+        if mine & (self._own(channels) | delivered):
+            return "own_address"
+        return "own_address" * any(channel.receives(one) for channel in channels.values() for one in mine)
+
+    def _own(self, channels: Mapping[str, ChannelSettings]) -> frozenset[str]:
+        """What the settings name as ours."""
         if self._of is not channels:
             blocks = [channel.acknowledge for channel in channels.values() if channel.acknowledge]
-            self._senders = frozenset(mailbox(block.sender).addr_spec.lower() for block in blocks)
-            self._of = channels
-        mine = {without_detail(address), address.lower()}
-        # To and Cc are the sender's word: who sends themselves a copy is a customer all the same.
-        delivered = {r.value.lower() for r in message.recipients if r.role in {"envelope", "delivered_to"}}
-        if mine & (self._senders | delivered) or any(c.receives(one) for c in channels.values() for one in mine):
-            return "own_address"
-        return ""
+            named = [mailbox(block.sender).addr_spec for block in blocks]
+            named += [ascii_address(block.reply_to) for block in blocks if block.reply_to and block.reply_to != SIGNED]
+            self._addresses, self._of = frozenset(map(without_detail, named)), channels
+        return self._addresses
 
 
 def _of_message(raw: StoredMessage, message: Message) -> str:

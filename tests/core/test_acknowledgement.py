@@ -39,7 +39,7 @@ class Mailbox(ChannelSettings):
 
 CHANNELS = {
     "mail": ChannelSettings(type="echo", acknowledge=block()),
-    "sales": ChannelSettings(type="echo", acknowledge=block(**{"from": "sales@acme.cn"})),
+    "sales": ChannelSettings(type="echo", acknowledge=block(**{"from": "sales@客服.中国", "reply_to": "desk@acme.cn"})),
     "helpers": Mailbox(type="echo"),
     "silent": ChannelSettings(type="echo"),
 }
@@ -145,10 +145,16 @@ def test_robots_are_not(address: str) -> None:
         ("张三@example.com", "unsendable"),  # only a server with SMTPUTF8 takes it
         ("\ud800@example.com", "unsendable"),
         ("z" * 65 + "@example.com", "unsendable"),
+        ("zhang@-example.com", "unsendable"),
+        ("zhang@[192.0.2.1]", "unsendable"),
+        ("zhang..li@example.com", "unsendable"),
+        ("zhang@" + "例" * 80 + ".cn", "unsendable"),
         ("a@" + "b." * 200 + "com", "unsendable"),
         ("support@acme.cn", "own_address"),
         ("Support+7788@ACME.cn", "own_address"),
-        ("sales@acme.cn", "own_address"),
+        ("sales@客服.中国", "own_address"),
+        ("Sales@XN--2LU5M.XN--fiqs8s".replace("2LU5M", "客服".encode("idna").decode()[4:]), "own_address"),
+        ("desk@acme.cn", "own_address"),
         ("anybody@help.acme.cn", "own_address"),
         ("anybody+x@help.acme.cn", "own_address"),
     ],
@@ -205,11 +211,11 @@ def test_what_comes_late_is_not_acknowledged() -> None:
 def test_a_reload_changes_whose_addresses_are_ours() -> None:
     channels = [{"mail": CHANNELS["mail"]}]
     acknowledgements = Acknowledgements(lambda: channels[-1], lambda: NOW)
-    assert isinstance(acknowledgements(1, stored(), message("sales@acme.cn")), Letter)
+    assert isinstance(acknowledgements(1, stored(), message("desk@acme.cn")), Letter)
 
     channels.append(CHANNELS)
 
-    assert acknowledgements(1, stored(), message("sales@acme.cn")) == Suppressed(1, "mail", "own_address")
+    assert acknowledgements(1, stored(), message("desk@acme.cn")) == Suppressed(1, "mail", "own_address")
 
 
 texts = st.text(max_size=60)
@@ -287,6 +293,17 @@ def test_a_thread_is_kept_with_ids_longer_than_a_line() -> None:
 
     assert f"\r\nIn-Reply-To: <{ids[-1]}>\r\nReferences: <{ids[0]}>\r\n <{ids[20]}>".encode() in raw
     assert parsed(raw)["References"].split()[-2:] == [f"<{ids[-2]}>", f"<{ids[-1]}>"]
+
+
+def test_an_id_that_is_none_is_left_out() -> None:
+    thread = Thread(message_id="7788", references=("a b", "x\r\ny", "<ok@x>", "é@x", ""))
+    kept = decide(message(thread=thread))
+    assert isinstance(kept, Letter)
+
+    mail = parsed(compose(kept, block(), KEY, NOW, TEMPLATES))
+
+    assert mail["In-Reply-To"] == "<7788>"  # a client of that kind knows its own
+    assert mail["References"] == "<ok@x> <7788>"
 
 
 def test_templates_are_the_operator_s() -> None:
