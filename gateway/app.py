@@ -279,6 +279,7 @@ class Gateway:
             self._redactor.learn([*secret_values(old), *secret_values(new)])
             self._connect(new)
             self.settings = old.model_copy(update={key: getattr(new, key) for key in _RELOADABLE})
+            self._outbox.nudge()
             await self._exchange_running(connectors)
             changed = [key for key in type(new).model_fields if getattr(old, key) != getattr(new, key)]
             waiting = [key for key in changed if key not in _RELOADABLE]

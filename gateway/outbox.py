@@ -61,7 +61,8 @@ class Outbox:
         self._taken: list[Letter] = []  # by the server, and not struck off yet
         self._failures = 0  # of the server, one after another
         self._forget_at = 0.0
-        self._stop = asyncio.Event()
+        self._stopping = False
+        self._nudged = asyncio.Event()
         self._ended = asyncio.Event()
 
     # Life
@@ -69,7 +70,8 @@ class Outbox:
     async def run(self) -> None:
         """Until `stop`, or until cancelled."""
         try:
-            while not self._stop.is_set():
+            while not self._stopping:
+                self._nudged.clear()
                 self._letters.arrived.clear()
                 pause = await self._turn()
                 await self._wait(pause)
@@ -78,10 +80,15 @@ class Outbox:
 
     async def stop(self) -> None:
         """Lets the letter that is being sent be sent, so that it is not sent twice; but not for long."""
-        self._stop.set()
-        self._letters.arrived.set()
+        self._stopping = True
+        self.nudge()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), _STOP_SECS)
+
+    def nudge(self) -> None:
+        """Tries again at once: the settings may have changed."""
+        self._nudged.set()
+        self._letters.arrived.set()
 
     async def _turn(self) -> float:
         """A step that never fails: the seconds until the next."""
@@ -95,7 +102,7 @@ class Outbox:
 
     async def _wait(self, seconds: float) -> None:
         """Less, when a letter arrives; but a server that is away is left in peace."""
-        event = self._stop if self._failures else self._letters.arrived
+        event = self._nudged if self._failures else self._letters.arrived
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), seconds)
 
@@ -137,7 +144,7 @@ class Outbox:
     async def _send_all(self, settings: OutgoingMail, due: list[Waiting]) -> None:
         async with connected(settings) as server:
             for one in due:
-                if self._stop.is_set():
+                if self._stopping:
                     return
                 await self._send(server, settings, one)
 

@@ -654,6 +654,22 @@ async def test_a_stop_does_not_wait_for_a_server_that_hangs(
     assert desk.count == {"waiting": 1}
 
 
+async def test_a_nudge_ends_the_wait_for_a_server_that_is_away(desk: Desk, mx: MailServer) -> None:
+    good, desk.mail = desk.mail, OutgoingMail(host="127.0.0.1", port=1, tls="none")
+    desk.outbox._failures = 9  # it would wait for minutes
+    await desk.receive("m1")
+    task = asyncio.create_task(desk.outbox.run())
+    while not desk.outbox.trouble:
+        await asyncio.sleep(0)
+
+    desk.mail = good
+    desk.outbox.nudge()
+
+    await mx.until(1, seconds=5)
+    await desk.outbox.stop()
+    await task
+
+
 async def test_a_stop_ends_the_wait_for_a_server_that_is_away(desk: Desk) -> None:
     desk.mail = OutgoingMail(host="127.0.0.1", port=1, tls="none")
     await desk.receive("m1")
@@ -769,3 +785,23 @@ async def test_a_daemon_that_is_killed_as_the_server_says_yes_sends_the_same_let
         await daemon.until_status(lambda status: status["outbox"]["waiting"] == 0)
     assert len(mx.taken) == 2
     assert len(await daemon.tickets()) == 1
+
+
+async def test_a_reload_takes_other_settings_and_tries_at_once(
+    start_daemon: Callable[..., Awaitable[Daemon]], http: aiohttp.ClientSession
+) -> None:
+    # given a daemon whose mail server is away
+    daemon = await start_daemon({"web": FORM}, outgoing_mail={"host": "127.0.0.1", "port": free_port(), "tls": "none"})
+    await submit(daemon, http, "one")
+    await daemon.until_status(lambda status: status["outbox"]["trouble"] != "")
+
+    async with MailServer() as mx:
+        daemon.config["outgoing_mail"]["port"] = mx.port
+        daemon.config["channels"]["web"] = FORM | {"acknowledge": {"from": "desk@acme.example"}}
+        daemon.write_config()
+        answer = await daemon.admin("POST", "/api/reload")
+
+        (letter,) = await mx.until(1)
+
+    assert answer["needs_restart"] == []
+    assert letter.mail["From"] == "desk@acme.example"
