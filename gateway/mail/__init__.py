@@ -1,1 +1,1 @@
-"""Mail, as the channels and the normalizer that deal with it share it."""
+"""Internet mail read at the level of its bytes: what the mail channels and their normalizer share."""
