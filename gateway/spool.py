@@ -40,7 +40,8 @@ log = structlog.get_logger()
 WAITING, PUBLISHED, DUPLICATE, QUARANTINED = range(4)
 ROW_BYTES = 512  # what a message costs in the database beside its body, about
 
-_SCHEMA = f"""{LETTERS}CREATE TABLE IF NOT EXISTS message (
+_SCHEMA = f"""{LETTERS}
+CREATE TABLE IF NOT EXISTS message (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, fingerprint BLOB NOT NULL, state INTEGER NOT NULL,
   channel TEXT NOT NULL, kind TEXT NOT NULL, native_id TEXT, content_type TEXT NOT NULL, facts BLOB NOT NULL,
   received_at INTEGER NOT NULL, size INTEGER NOT NULL, sha256 BLOB NOT NULL, conflict_with TEXT,
