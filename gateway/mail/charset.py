@@ -257,19 +257,21 @@ def _zeros(data: bytes) -> str:
 
 
 _CANDIDATES = ("gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp", "koi8_r", "cp1251")
+_CYRILLIC_CODECS = ("koi8_r", "cp1251")
 _PRIOR = {"gb18030": 0.05, "big5hkscs": -0.02, "euc_jp": -0.02}
 
 
 def _likeliest(data: bytes, codecs: tuple[str, ...]) -> Decoded:
-    """The label's own charset has the edge, Western ones last: their single bytes can be anything."""
-    labelled = set(codecs)
-    scores = {codec: _score(data, codec) + _PRIOR.get(codec, 0) + 0.2 * (codec in labelled) for codec in _CANDIDATES}
+    """The label's own charset has the edge; a Western one needs its high bytes to stand alone."""
+    scores = {codec: _score(data, codec) + _PRIOR.get(codec, 0) + 0.2 * (codec in codecs) for codec in _CANDIDATES}
+    alone = _alone(data)
+    for codec in _CYRILLIC_CODECS:
+        scores[codec] *= 1 - alone
     best = max(scores, key=scores.__getitem__)
-    own = codecs[0] if codecs and codecs[0] not in _STATEFUL | _WIDE | {"ascii", "utf-8"} else ""
-    western = own if own in _DOUBTFUL else "cp1252"
-    if scores[best] > _western(data):
+    if scores[best] > 0.6 * alone:
         return _by(data, (best,))
-    return _by(data, codecs if own and own not in _DOUBTFUL else (western, "gb18030", "utf-8"))
+    own = codecs if codecs and codecs[0] not in _STATEFUL | _WIDE | {"ascii", "utf-8"} else ("cp1252",)
+    return _by(data, own if own[0] not in _DOUBTFUL else (*own, "cp1252", "gb18030"))
 
 
 def _score(data: bytes, codec: str) -> float:
@@ -297,17 +299,15 @@ _WRITTEN = {
     **dict.fromkeys(("gb18030", "cp950", "big5hkscs"), _CHINESE),
     "cp949": _HANGUL,
     **dict.fromkeys(("cp932", "euc_jp"), _JAPANESE),
-    **dict.fromkeys(("koi8_r", "cp1251"), _CYRILLIC),
+    **dict.fromkeys(_CYRILLIC_CODECS, _CYRILLIC),
 }
 
 
-def _western(data: bytes) -> float:
-    """How much the high bytes stand as accented letters and typographic marks do: one or two among ASCII letters."""
-    sample = data[:_SAMPLE_BYTES]
-    runs = _HIGH_RUN.findall(sample)
+def _alone(data: bytes) -> float:
+    """The share of the high bytes that stand as accented letters do: one or two among ASCII letters."""
+    runs = _HIGH_RUN.findall(data[:_SAMPLE_BYTES])
     total = sum(map(len, runs))
-    alone = sum(len(run) for run in runs if len(run) == 1) + sum(1 for run in runs if len(run) == 2)
-    return 0.6 * alone / total if total else 0.0
+    return sum(1 for run in runs if len(run) <= 2) / total if total else 0.0
 
 
 def _shift_in(data: bytes) -> str:

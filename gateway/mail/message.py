@@ -123,11 +123,9 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
     return root
 
 
-def parse_headers(raw: bytes, limits: Limits = Limits()) -> Headers:
-    """Only the header block, for those who need nothing else."""
-    data = _line_ends(raw)
-    headers, _ = _headers(data, _beginning(data), len(data), limits)
-    return headers
+def header_block(raw: bytes, limits: Limits = Limits()) -> tuple[Headers, int]:
+    r"""Only the header, and where the body begins. `raw` has `\n` or `\r\n` for line ends."""
+    return _headers(raw, _beginning(raw), len(raw), limits)
 
 
 def _line_ends(raw: bytes) -> bytes:
@@ -252,7 +250,7 @@ def _spans(data: bytes, span: Span, part: Part) -> list[Span]:
     """Where the parts lie; [] when there is no delimiter to be found."""
     boundary = part.params.get("boundary", "").strip().encode("utf-8", "replace")
     found = _split(data, span, boundary) if boundary else []
-    if not found and (guess := _DELIMITER.search(data, span[0], min(span[1], span[0] + _DELIMITER_BYTES))):
+    if not found and (guess := _DELIMITER.search(data, max(0, span[0] - 1), min(span[1], span[0] + _DELIMITER_BYTES))):
         found = _split(data, span, guess[1])
     return found
 
