@@ -1,7 +1,7 @@
 """The Date of a mail (RFC 5322, 3.3 and 4.3) and what stands in its place, as a moment in UTC.
 
 A date that cannot be is none: nothing is made up. A time without a zone is taken for UTC, as RFC 5322 takes an unknown
-zone; so is one with a zone that no place has.
+zone. With a zone that no place has the moment is unknown.
 """
 
 import re
@@ -102,7 +102,8 @@ def _lenient(text: str) -> datetime | None:
     if day is None:
         return None
     rest = plain[time.end() :] if time else ""
-    return _moment(day, _clock(time), _zone(rest) or _zone(" ".join(comments)) or 0)
+    zone = _zone(rest)
+    return _moment(day, _clock(time), _zone(" ".join(comments)) if zone is None else zone)
 
 
 def _day(text: str) -> tuple[int, int, int] | None:
@@ -160,16 +161,15 @@ def _zone(text: str) -> int | None:
 
 def _offset(sign: bytes, hours: bytes, minutes: bytes) -> int:
     total = int(hours or 0) * 60 + int(minutes or 0)
-    if total > _MAX_OFFSET_MINUTES:
-        return 0
     return -total if sign == b"-" else total
 
 
-def _moment(day: tuple[int, int, int], clock: tuple[int, int, int], offset: int) -> datetime | None:
+def _moment(day: tuple[int, int, int], clock: tuple[int, int, int], offset: int | None) -> datetime | None:
     hour, minute, second = clock
+    offset = offset or 0
     try:
         midnight = datetime(*day, tzinfo=UTC)
-        if hour > 24 or minute > 59 or second > 61:
+        if hour > 24 or minute > 59 or second > 61 or abs(offset) > _MAX_OFFSET_MINUTES:
             return None
         moment = midnight + timedelta(hours=hour, minutes=minute - offset, seconds=min(second, 59))
     except (ValueError, OverflowError):

@@ -108,8 +108,13 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
     left = limits.parts
     while pending:
         part, span, depth = pending.pop()
-        spans = _spans(data, span, part) if depth < limits.depth else []
-        if not spans:
+        if depth >= limits.depth:
+            part.content_type, part.disposition, part.omitted = "application/octet-stream", "attachment", 1
+            _become_leaf(part, data, span)
+            continue
+        spans = _spans(data, span, part)
+        if not spans:  # no delimiter: it is text, whatever it calls itself
+            part.content_type = "text/plain"
             _become_leaf(part, data, span)
             continue
         default = "message/rfc822" if part.content_type == "multipart/digest" else "text/plain"
