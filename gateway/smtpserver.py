@@ -177,6 +177,9 @@ class Server:
             self._clients[_network(client)] += 1
 
     def leave(self, session: "Session") -> None:
+        """More than once does no harm."""
+        if session not in self._sessions:
+            return
         self._sessions.discard(session)
         if session.admitted and session.client:
             network = _network(session.client)
@@ -314,7 +317,7 @@ class Session(SMTP):
             self._server.enter(self)
             if self.service.tls_first:
                 cast(asyncio.Transport, transport).pause_reading()  # what comes is for TLS, see _start_tls
-            if self.service.is_proxy(self.client):
+            if self.client and self.service.is_proxy(self.client):
                 self._proxy_timeout = _PROXY_SECS
         super().connection_made(transport)
 
@@ -347,10 +350,16 @@ class Session(SMTP):
         self._muted = True
         self.loop.call_soon(cast(asyncio.Transport, self.transport).resume_reading)
         try:
-            async with asyncio.timeout(_HANDSHAKE_SECS):
-                await super().smtp_STARTTLS("")
-        finally:
-            self._muted = False
+            await self.smtp_STARTTLS("")
+        except TLSSetupException:
+            self._lose()
+            raise
+        self._muted = False
+
+    def _lose(self) -> None:
+        """The end of a connection within its handshake, of which nobody tells us."""
+        self.cut_off()
+        self.connection_lost(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.leave(self)
@@ -437,8 +446,15 @@ class Session(SMTP):
     async def smtp_STARTTLS(self, arg: str) -> None:
         if self._tls_protocol is not None:
             await self.push("503 5.5.1 TLS is on already")
-        else:
-            await super().smtp_STARTTLS(arg)
+            return
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECS):
+                await super().smtp_STARTTLS(arg)
+        except TimeoutError as error:
+            raise TLSSetupException from error
+        except asyncio.CancelledError:
+            self._lose()
+            raise
 
     async def smtp_VRFY(self, _: str) -> None:
         await self.push("252 2.5.2 Send some mail, and see")
@@ -529,6 +545,8 @@ class Session(SMTP):
         replies = len(self._envelope.rcpt_tos) if self.service.lmtp else 1
         self._set_rset_state()  # type: ignore[no-untyped-call]  # the library's gap
         await self.push("\r\n".join([reply] * replies))
+        if self._server.stopping:
+            self.hang_up(answer(Unavailable("stopping")))
 
     def _refusal_of_data(self, arg: str) -> str:
         if not self._state.host_name:
