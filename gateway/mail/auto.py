@@ -169,7 +169,7 @@ _QUOTED = re.compile(
 )
 _QUESTION = re.compile(r"[?？]")
 _CRON = re.compile(r"Cron <[^>]{1,200}@[^>]{1,200}> ")
-_NO_REPLY = re.compile(r"(?:do-?)?(?:no|not)[-_.]?reply|noreply|donotreply|mailer", re.IGNORECASE)
+_NO_REPLY = re.compile(r"\b(?:do[-_.]?)?not?[-_.]?reply\b", re.IGNORECASE)
 
 
 Kind = Literal["auto_reply", "bounce", "list", "system"]
@@ -224,13 +224,12 @@ def _is_prose_report(mail: Part, subject: str, text: str, null_path: bool) -> bo
         return True
     if _REPLY_OR_FORWARD.match(subject) or _auto_submitted(headers) == "auto-replied":
         return False
-    titled, told = bounce.subject_of_report(subject), bounce.prose_of_report(text)
-    if bounce.is_daemon(headers.text("From")) or null_path or mail.content_type == "multipart/report":
-        sounds_away = _REPLY_SUBJECT.fullmatch(subject) is not None
-        return (
-            (titled or told) and not sounds_away and not (told and not titled and not _reports_alone(mail, null_path))
-        )
-    if not (titled and told and bounce.begins_as_report(text)) or headers.first("References"):
+    known = null_path or mail.content_type == "multipart/report" or bounce.is_daemon(headers.text("From"))
+    titled = bounce.subject_of_report(subject)
+    if known:
+        told = titled or (_reports_alone(mail, null_path) and bounce.prose_of_report(text))
+        return told and not _REPLY_SUBJECT.fullmatch(subject)
+    if not titled or headers.first("References") or not bounce.begins_as_report(text):
         return False
     report = bounce.read(subject, text, ())  # nothing but its words: they have to name who, and why
     return bool(report.recipients and report.status)
@@ -271,16 +270,15 @@ def _replies(headers: Headers, subject: str, text: str, null_path: bool) -> Kind
 
 def _reads_as_reply(headers: Headers, subject: str, text: str, null_path: bool) -> bool:
     """Without a header that says it: two signs have to agree."""
+    titled, hint = _REPLY_SUBJECT.fullmatch(subject) is not None, null_path or _is_hinted(headers)
+    answers = bool(headers.first("In-Reply-To") or headers.first("References") or _REPLY_OR_FORWARD.match(subject))
+    if not (titled or hint or answers):
+        return False
     opening = _opening(text)
-    titled = _REPLY_SUBJECT.fullmatch(subject) is not None
-    automatic = _says_automatic(opening)
-    away = _SOUNDS_AWAY.search(opening) is not None
-    hint = null_path or _is_hinted(headers)
-    if titled:
-        return automatic or away or hint
-    if automatic:
-        return hint or _answers(headers, subject)
-    return away and hint and not _is_notice(headers, subject)
+    if (titled and hint) or _says_automatic(opening):
+        return True
+    unanswerable = null_path or (answers and _NO_REPLY.search(headers.text("From")))
+    return bool(titled or unanswerable) and _SOUNDS_AWAY.search(opening) is not None
 
 
 def _opening(text: str) -> str:
@@ -298,10 +296,6 @@ def _says_automatic(opening: str) -> bool:
         if match and not _QUESTION.search(line):
             return True
     return False
-
-
-def _answers(headers: Headers, subject: str) -> bool:
-    return bool(headers.first("In-Reply-To") or headers.first("References") or _REPLY_OR_FORWARD.match(subject))
 
 
 def _is_hinted(headers: Headers) -> bool:
