@@ -291,7 +291,7 @@ def _opening(text: str) -> str:
 def _says_automatic(opening: str) -> bool:
     """Whether one of the first lines is such a sentence, and not a question about it."""
     for line in opening.splitlines()[:6]:
-        line = line.strip(" \t*-—=【[（(")
+        line = line.strip(" \t\u3000*-—=【[（(※★☆■□●◆<")
         match = _SAYS_AUTOMATIC.match(line)
         if match and not _QUESTION.search(line):
             return True
