@@ -101,6 +101,7 @@ _REPLY_WORDS = r"""
 _REPLY_SUBJECT = re.compile(
     rf"""\s*(?:
         [\[(【（<*]+\s*(?:{_REPLY_WORDS})\s*[\])】）>*]+.*
+      | auto:\s*(?:re|aw|sv|回复|答复)\s?[:：].*
       | (?:{_REPLY_WORDS})\s*(?:[:：].*|[-–—]\ .*|\bre:.*|[!！.。]?)
     )""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,

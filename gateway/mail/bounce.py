@@ -178,7 +178,7 @@ _COPY = re.compile(
       | original\ (?:message|mail)\ (?:header|details)|returned\ message\ (?:header|text)s?|unsent\ message\ (?:below
           |follows)
       | -{2,}\ (?:forwarded|message|original)\b|(?:the\ )?(?:header|text|body)s?\ of\ the\ (?:original\ )?message
-      | (?:原邮件|原始邮件|原文|原信件|邮件原文|原郵件|原始郵件|元のメッセージ|원본\ 메시지)(?:内容|标题|信息|資訊
+      | (?:原邮件|原始邮件|原文|原信件|邮件原文|原郵件|原始郵件|元のメッセージ|원본\ 메시지)(?:内容|标题
           |信头)?\s*[:：]?\s*[-=]*\s*$
     )""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
