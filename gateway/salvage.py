@@ -35,6 +35,7 @@ def _fill(target: sqlite3.Connection, damaged: Path, schema: str) -> int:
         with contextlib.closing(sqlite3.connect(Path(folder) / damaged.name, isolation_level=None)) as source:
             target.execute("BEGIN IMMEDIATE")
             saved = sum(_copy(source, target, seq) for seq in _readable(source))
+            _copy_letters(source, target)
             _count(target)
             target.execute("COMMIT")
     return saved
@@ -71,6 +72,13 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, seq: int) -> b
     return True
 
 
+def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """As far as they can be read: a customer may miss an acknowledgement, and nobody gets one twice."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        for letter in source.execute("SELECT * FROM letter"):
+            _insert(target, "letter", letter)
+
+
 def _insert(target: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
     places = ", ".join("?" * len(row))
     try:
@@ -87,3 +95,7 @@ def _count(target: sqlite3.Connection) -> None:
             "INSERT INTO ledger SELECT channel, ?, count(*) FROM message WHERE state = ? GROUP BY channel",
             (entry, state),
         )
+    target.execute(
+        "INSERT INTO ledger SELECT channel, 'acknowledgement_waiting', count(*) FROM letter"
+        " WHERE content IS NOT NULL GROUP BY channel"
+    )
