@@ -19,7 +19,7 @@ import ssl
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -28,9 +28,13 @@ from gateway.address import Address, Listen, Network, network
 from gateway.certificate import Certificate
 from gateway.contract import Accept, ChannelSettings, Context, RawMessage, RunningConnector, Settings
 from gateway.errors import ConfigError, Rejected
-from gateway.mail import identity
+from gateway.mail import authentication, identity, replyaddress
 from gateway.smtpserver import Delivery, Limits, Server, Service
 
+if TYPE_CHECKING:
+    from dns.asyncresolver import Resolver
+
+_REPLY_ADDRESSES = "reply-address"  # the purpose of the key that acknowledgements sign theirs with
 _DRAIN_SECS = 2
 _RENEW_SECS = 7 * 86400  # what renews itself does it weeks before
 _PROBE_SECS = 10
@@ -66,6 +70,22 @@ class User(Settings):
         if not re.fullmatch(password.FORM, value.get_secret_value()):
             raise ValueError("expected scrypt:<32 hex digits>:<64 hex digits>, a hash and not the password itself")
         return value
+
+
+class SenderCheck(Settings):
+    """Our own look at SPF, DKIM and DMARC. Right where an MX points here; a server in front of us knows better."""
+
+    resolver: Listen = Field(default=Address("127.0.0.1", 53), description="host:port of a name server; an IP address")
+    timeout_secs: float = Field(default=5, gt=0, le=60, description="in all; what is not known by then is `temperror`")
+
+    @field_validator("resolver")
+    @classmethod
+    def _demand_address(cls, address: Address) -> Address:
+        try:
+            ip_address(address.host)
+        except ValueError as error:
+            raise ValueError("a name server is found by its IP address, such as 127.0.0.1:53") from error
+        return address
 
 
 class SmtpSettings(ChannelSettings, Limits):
@@ -105,6 +125,7 @@ class SmtpSettings(ChannelSettings, Limits):
     authserv_ids: tuple[str, ...] = Field(
         default=(), description="of the servers in front of us whose Authentication-Results are believed (RFC 8601)"
     )
+    verify_sender: SenderCheck | None = Field(default=None, description="check SPF, DKIM and DMARC ourselves; null: no")
 
     @field_validator("domains")
     @classmethod
@@ -232,6 +253,7 @@ class Connector(RunningConnector):
         self._book = _Book(settings)
         self._users = {user.name: user.password.get_secret_value() for user in settings.users}
         self._certificate: Certificate | None = None
+        self._resolver = _resolver(settings.verify_sender) if settings.verify_sender else None
 
     @property
     def credential_expires_at(self) -> float | None:
@@ -284,6 +306,15 @@ class Connector(RunningConnector):
         else:
             native_id = identity.native_id(body)
         facts = dict(self._facts(delivery))
+        if self._resolver and self.settings.verify_sender and delivery.client:
+            facts["authentication"] = await authentication.evaluate(
+                body,
+                ip=delivery.client,
+                helo=delivery.helo,
+                mail_from=delivery.mail_from,
+                resolver=self._resolver,
+                timeout_secs=self.settings.verify_sender.timeout_secs,
+            )
         return RawMessage("rfc5322", body, native_id, "message/rfc822", facts, identity.fingerprint(native_id))
 
     def _facts(self, delivery: Delivery) -> Iterator[tuple[str, Any]]:
@@ -298,13 +329,14 @@ class Connector(RunningConnector):
             yield "user", delivery.user
         if self.settings.authserv_ids:
             yield "authserv_ids", list(self.settings.authserv_ids)
+        key = self.context.secret(_REPLY_ADDRESSES)
+        if reference := _first(replyaddress.verify(address, key) for address in delivery.rcpt_to):
+            yield "reference", reference
         routes = [route for route in map(self._book.route, delivery.rcpt_to) if route]
-        for key, value in (
-            ("queue", _first(route.queue for route in routes)),
-            ("priority", _first(route.priority for route in routes)),
-        ):
-            if value:
-                yield key, value
+        if queue := _first(route.queue for route in routes):
+            yield "queue", queue
+        if priority := _first(route.priority for route in routes):
+            yield "priority", priority
         if tags := list(dict.fromkeys(tag for route in routes for tag in route.tags)):
             yield "tags", tags
 
@@ -363,6 +395,20 @@ def _trusting() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _resolver(check: SenderCheck) -> "Resolver":
+    """Raises ConfigError."""
+    try:
+        from dns.asyncresolver import Resolver
+
+        from gateway.mail import verification  # noqa: F401 - only who turns it on needs its libraries, and at once
+    except ImportError as error:
+        raise ConfigError(f"verify_sender needs the library {error.name}; pip install {error.name}") from error
+    resolver = Resolver(configure=False)
+    resolver.nameservers = [check.resolver.host]
+    resolver.port = check.resolver.port
+    return resolver
 
 
 def _is_in(client: str, networks: Iterable[Network]) -> bool:

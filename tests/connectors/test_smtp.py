@@ -20,8 +20,10 @@ from ruamel.yaml import YAML
 from connectors.smtp import Connector
 from gateway.contract import Context, RawMessage, Receipt
 from gateway.errors import ANSWERS, ConfigError, Rejected, Unavailable
+from gateway.mail import replyaddress
 from gateway.password import hashed
 from tests.daemon import free_port
+from tests.mail.nameserver import NameServer, Zone
 from tests.smtp_talk import Talk, make_certificate, stuffed, talk, unchecked
 
 EXAMPLE = Path(__file__).parents[2] / "config/channels/smtp.example.yaml"
@@ -478,6 +480,29 @@ async def test_plus_addresses_can_be_turned_off() -> None:
     assert replies == ["550 5.1.1 No such address here"]
 
 
+async def test_a_signed_address_names_the_ticket_it_answers() -> None:
+    signed = replyaddress.make(OURS, "7K3M-9QX2-4WPD", bytes(32))
+    async with serving() as served:
+        await served.deliver(to=(f"{OURS[:-8]}+{'7k3m9qx24wpd' + 'a' * 16}@acme.cn",))
+        assert "reference" not in served.messages.pop().facts
+        await served.deliver(to=("other@acme.cn", signed))
+
+    assert served.facts["reference"] == "7K3M-9QX2-4WPD"
+
+
+async def test_the_sender_is_checked_where_that_is_wanted() -> None:
+    zone: Zone = {("example.com", "TXT"): ['"v=spf1 ip4:127.0.0.1 -all"']}
+    loop = asyncio.get_running_loop()
+    transport, server = await loop.create_datagram_endpoint(lambda: NameServer(zone), ("127.0.0.1", 0))
+    port = transport.get_extra_info("sockname")[1]
+    async with serving(verify_sender={"resolver": f"127.0.0.1:{port}"}) as served:
+        await served.deliver()
+    transport.close()
+
+    assert ("example.com", "TXT") in server.asked
+    assert served.facts["authentication"]["spf"] == "pass"
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
@@ -927,6 +952,7 @@ async def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path, certifi
         ({"tls": "implicit", "certificate": "/a", "users": [{"name": "a", "password": "clear"}]}, "a hash"),
         ({"max_request_bytes": 5000}, "max_message_bytes"),
         ({"rate": {"per_minute": 1, "burst": 1}}, "max_connections_per_client"),
+        ({"verify_sender": {"resolver": "dns.example:53"}}, "IP address"),
         ({"networks": ["10.0.0.1/8"]}, "expected a network"),
     ],
 )
