@@ -35,7 +35,7 @@ maillog_file_prefixes = {folder}
 minimal_backoff_time = 1s
 maximal_backoff_time = 2s
 queue_run_delay = 1s
-defer_transports = {deferred}
+{more}
 """
 
 
@@ -66,8 +66,8 @@ class Postfix:
 
 
 @asynccontextmanager
-async def postfix(folder: Path, port: int, next_hop: str, *, deferred: str = "") -> AsyncIterator[Postfix]:
-    """`next_hop` is as in transport(5): `smtp:[127.0.0.1]:2525`, `lmtp:inet:127.0.0.1:2526`."""
+async def postfix(folder: Path, port: int, next_hop: str, more: str = "") -> AsyncIterator[Postfix]:
+    """`next_hop` is as in transport(5), `smtp:[127.0.0.1]:25` or `lmtp:inet:127.0.0.1:24`; `more` are lines of main.cf."""
     if os.geteuid() != 0:
         pytest.skip("needs root: Postfix runs as several users")
     for name in ("etc", "spool", "data"):
@@ -79,7 +79,7 @@ async def postfix(folder: Path, port: int, next_hop: str, *, deferred: str = "")
     # Without chroot, which would need a copy of the system's files.
     master = re.sub(r"(?m)^([a-z0-9-]+ +(?:unix|fifo|unix-dgram) +[ny-] +[ny-] +)[y-] ", r"\1n ", master)
     (folder / "etc/master.cf").write_text(master)
-    settings = _SETTINGS.format(folder=folder, next_hop=next_hop, deferred=deferred)
+    settings = _SETTINGS.format(folder=folder, next_hop=next_hop, more=more)
     (folder / "etc/main.cf").write_text(settings)
     await _run("postfix", "-c", str(folder / "etc"), "start")
     try:
