@@ -48,8 +48,11 @@ run)
     "$2" -c 'import sys; from gateway.redis_server import find_server; sys.exit(find_server() is None)' \
         || need redis-server:redis-server
     ;;
-test) need redis-server:redis-server openssl:openssl chromium:chromium node:nodejs npm:npm systemd-analyze:systemd ;;
-bench) need redis-server:redis-server wrk:wrk ;;
+test)
+    need redis-server:redis-server openssl:openssl chromium:chromium node:nodejs npm:npm systemd-analyze:systemd \
+        /usr/sbin/postfix:postfix swaks:swaks msmtp:msmtp
+    ;;
+bench) need redis-server:redis-server wrk:wrk /usr/sbin/postfix:postfix node:nodejs npm:npm ;;
 *)
     echo "usage: $0 venv FOLDER | run PYTHON | test | bench" >&2
     exit 2

@@ -1,8 +1,9 @@
-"""`host:port` as settings write it: where a server listens."""
+"""`host:port` as settings write it, where a server listens; and networks, whose clients it knows."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
@@ -63,4 +64,17 @@ Listen = Annotated[
     PlainValidator(parse),
     PlainSerializer(str),
     WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"}),
+]
+
+
+def network(value: Any) -> IPv4Network | IPv6Network:
+    """Raises ValueError, whose text says what is expected."""
+    if isinstance(value, str | IPv4Network | IPv6Network):
+        with suppress(ValueError):
+            return ip_network(value)
+    raise ValueError("expected a network such as 10.0.0.0/8 (with no bits behind its prefix) or an address")
+
+
+Network = Annotated[
+    IPv4Network | IPv6Network, PlainValidator(network), PlainSerializer(str), WithJsonSchema({"type": "string"})
 ]

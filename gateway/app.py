@@ -33,7 +33,7 @@ from gateway.redis_server import RedisServer
 from gateway.settings import GatewaySettings, load
 from gateway.spool import NEWEST, Spool
 from gateway.supervisor import Supervisor
-from gateway.telemetry import LedgerCollector, Metrics, Redactor, set_up_logging
+from gateway.telemetry import CredentialCollector, LedgerCollector, Metrics, Redactor, set_up_logging
 from gateway.upkeep import Upkeep
 from gateway.web import Web, WebChannel
 
@@ -186,6 +186,7 @@ class Gateway:
                 lambda: (self._spool.bytes, self._spool.damaged is not None),
             )
         )
+        self._metrics.registry.register(CredentialCollector(self._credential_expiries))
 
     def _start_outbox(self, stack: AsyncExitStack) -> None:
         task = asyncio.create_task(self._outbox.run(), name="outbox")
@@ -261,6 +262,10 @@ class Gateway:
             name: (connector.settings.type, self._supervisor.up.get(name, True))
             for name, connector in self._connectors.items()
         }
+
+    def _credential_expiries(self) -> dict[str, float]:
+        expiries = {name: connector.credential_expires_at for name, connector in self._connectors.items()}
+        return {name: expiry for name, expiry in expiries.items() if expiry is not None}
 
     def troubles(self) -> list[str]:
         """Why no messages can be accepted; empty when they can."""

@@ -239,6 +239,12 @@ class Connector(ABC):
         self.settings = settings
         self.context = context
 
+    @property
+    def credential_expires_at(self) -> float | None:
+        """When the channel's credential (a certificate, a token) expires, in seconds since the epoch; None: it does
+        not, or that is not known. Read whenever the metrics are asked for, so it must be quick."""
+        return None
+
     async def probe(self) -> None:  # noqa: B027 - a channel that only listens has nothing to reach
         """Tests the channel's credentials and its server without consuming a message; raises what is wrong."""
 

@@ -7,7 +7,7 @@ of them is right by itself.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
-    PlainSerializer,
     PlainValidator,
     SecretStr,
     SerializeAsAny,
@@ -28,7 +27,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from gateway import configfile, letter, registry
-from gateway.address import Address, Listen
+from gateway.address import Address, Listen, Network
 from gateway.configfile import ConfigFile
 from gateway.contract import ChannelSettings, Settings
 from gateway.errors import ConfigError
@@ -104,13 +103,6 @@ def _stream_name(name: str) -> str:
     return name
 
 
-def _network(value: Any) -> IPv4Network | IPv6Network:
-    if isinstance(value, str | IPv4Network | IPv6Network):
-        with suppress(ValueError):
-            return ip_network(value)
-    raise ValueError("expected a network such as 10.0.0.0/8 (with no bits behind its prefix) or an address")
-
-
 def _long_enough(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value()) < 32:
         raise ValueError("is shorter than 32 characters; make one by: openssl rand -hex 32")
@@ -161,9 +153,6 @@ _Unset = BeforeValidator(lambda value: None if value == "" else value)
 Slug = Annotated[str, AfterValidator(_slug), WithJsonSchema({"type": "string", "pattern": "^[a-z0-9-]{1,63}$"})]
 # The schema of the channels is made from the connectors: see schema.py.
 Channel = Annotated[SerializeAsAny[ChannelSettings], PlainValidator(_channel), WithJsonSchema({"type": "object"})]
-Network = Annotated[
-    IPv4Network | IPv6Network, PlainValidator(_network), PlainSerializer(str), WithJsonSchema({"type": "string"})
-]
 Folder = Annotated[Path, AfterValidator(_absolute)]
 
 

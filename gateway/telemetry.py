@@ -67,7 +67,6 @@ class Metrics:
         )
         self.redis_up = Gauge(REDIS_UP, "1 when Redis answered last time", **ours)
         self.channel_up = Gauge(CHANNEL_UP, "1 when the channel receives", ["channel"], **ours)
-        self.credential_expiry = Gauge(CREDENTIAL_EXPIRY, "When a credential expires", ["channel"], **ours)
 
 
 class LedgerCollector(Collector):
@@ -115,6 +114,16 @@ class LedgerCollector(Collector):
         size, damaged = self._spool()
         yield GaugeMetricFamily(SPOOL_BYTES, "Size of the messages in the spool", value=size)
         yield GaugeMetricFamily(SPOOL_DAMAGED, "1 when a damaged spool was set aside since the start", value=damaged)
+
+
+class CredentialCollector(Collector):
+    """When the channels' credentials expire, as their connectors know it now."""
+
+    def __init__(self, expiries: Callable[[], Mapping[str, float]]) -> None:
+        self._expiries = expiries
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge(CREDENTIAL_EXPIRY, "When the channel's certificate or token expires", self._expiries())
 
 
 def _by_code(name: str, entry: str, text: str, entries: Mapping[tuple[str, str], int]) -> Metric:
