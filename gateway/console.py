@@ -118,7 +118,15 @@ def status(state: Mapping[str, Any], now: datetime) -> RenderableType:
         table.add_column(name, justify="right")
     for channel in state["channels"]:
         table.add_row(*_channel_cells(channel, counts, now))
-    return Group(_headline(state), _redis_line(state), *_spool_lines(state["spool"]), "", table)
+    return Group(
+        _headline(state), _redis_line(state), *_spool_lines(state["spool"]), "", table, *_troubles(state["channels"])
+    )
+
+
+def _troubles(channels: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    for channel in channels:
+        if channel["trouble"]:
+            yield Text(f"{channel['name']}: {clean(channel['trouble'])}", "bold red")
 
 
 def _headline(state: Mapping[str, Any]) -> Text:

@@ -18,7 +18,7 @@ def salvage(damaged: Path, new: Path, schema: str) -> int:
     """Makes the database `new` with every message of `damaged` that can be read; returns how many those are.
 
     A draft that lies at `new` is replaced. The new ledger counts the messages that are there, under the names the old
-    one used.
+    one used. What the channels memorised is copied as far as it can be read.
     """
     new.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as target:
@@ -35,6 +35,7 @@ def _fill(target: sqlite3.Connection, damaged: Path, schema: str) -> int:
         with contextlib.closing(sqlite3.connect(Path(folder) / damaged.name, isolation_level=None)) as source:
             target.execute("BEGIN IMMEDIATE")
             saved = sum(_copy(source, target, seq) for seq in _readable(source))
+            _copy_memory(source, target)
             _count(target)
             target.execute("COMMIT")
     return saved
@@ -69,6 +70,12 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection, seq: int) -> b
     if body and sha256(body[1]).digest() == message[_SHA256]:  # else the message is there, and its body unreadable
         _insert(target, "body", body)
     return True
+
+
+def _copy_memory(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.DatabaseError):  # damaged, or of a version that had none
+        for row in source.execute("SELECT channel, key, value FROM memory"):
+            _insert(target, "memory", row)
 
 
 def _insert(target: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:

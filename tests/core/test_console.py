@@ -125,6 +125,7 @@ CHANNEL = {
     "name": "web",
     "type": "webform",
     "up": True,
+    "trouble": "",
     "accepted": 1234,
     "published": 1230,
     "duplicate": 0,
@@ -165,7 +166,7 @@ def test_status_shows_what_is_wrong() -> None:
         "redis": {"up": False, "url": "redis://h:1/0", "trouble": "refused\x1b[2J"},
         "stream": {"name": "tickets", "length": None},
         "spool": {"bytes": 0, "damaged": True},
-        "channels": [CHANNEL | {"up": False, "discarded": 2, "last_message_at": None}],
+        "channels": [CHANNEL | {"up": False, "trouble": "no\x1b network", "discarded": 2, "last_message_at": None}],
     }
     lines = shown(console.status(ill, NOW))
 
@@ -176,6 +177,7 @@ def test_status_shows_what_is_wrong() -> None:
     assert "discarded" in lines[6]
     assert "webform DOWN" in lines[7]
     assert lines[7].endswith("never")
+    assert lines[8] == "web: no network"
 
 
 ITEM = {
