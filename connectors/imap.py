@@ -21,7 +21,7 @@ from typing import Literal, Self
 import structlog
 from pydantic import ByteSize, Field, SecretStr, model_validator
 
-from gateway.contract import Accept, ChannelSettings, Context, Hold, RunningConnector, Settings
+from gateway.contract import Accept, ChannelSettings, Context, Hold, RawMessage, Receipt, RunningConnector, Settings
 from gateway.errors import Rejected, Unavailable
 from gateway.mail.folder import Folder, Wishes
 from gateway.mail.mailbox import LoginRefused, Mailbox, Refused, Server
@@ -170,14 +170,20 @@ class Connector(RunningConnector):
         self._login_wait = self.settings.login_retry_secs
         first, *others = self.settings.folders
         wishes = self.settings.wishes
+
+        async def take(raw: RawMessage) -> Receipt:
+            receipt = await accept(raw)
+            up(True)
+            return receipt
+
         folders = [
-            Folder(self.name, name, wishes, self.context, mailbox, hold, accept)
+            Folder(self.name, name, wishes, self.context, mailbox, hold, take)
             for name in (*others, first)  # the last one is watched by IDLE
         ]
         try:
-            up(True)
             while True:
                 dues = [await self._look_into(folder) for folder in folders]
+                up(True)  # not with the login: a server that breaks off behind it is tried less and less often
                 await self._stay_welcome()
                 await mailbox.wait(min(self._pause(mailbox), *dues))
         finally:

@@ -168,12 +168,15 @@ class Dovecot:
     def kill(self) -> None:
         """All its processes, at once."""
         if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)  # else the master makes new ones meanwhile
             for pid in (*self._processes(), self._process.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
         self._process = None
-        (self.folder / "run" / "master.pid").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        (self.folder / "run").mkdir()
+        self._give_away(self.folder / "run")
 
     def remove(self) -> None:
         self.kill()

@@ -140,7 +140,7 @@ class Folder:
         return Position(validity=0)
 
     def _again(self, old: Position, next_uid: int) -> Position:
-        """The server has numbered its messages anew (RFC 3501, 2.3.1.1): what came since all was accepted is read again.
+        """The server has numbered its messages anew (RFC 3501, 2.3.1.1): what came since all was accepted is read anew.
 
         Most of it is known by its content. Dates serve nothing else: the server has forgotten what a UID meant.
         """

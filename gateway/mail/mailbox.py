@@ -164,19 +164,20 @@ class Mailbox:
         """Raises LoginRefused."""
         if self.offers("LOGINDISABLED"):
             raise LoginRefused("the server takes no password without TLS; set tls")
-        await self._log_in(self._protocol.login(_quoted(user), password))
+        await self._log_in(self._protocol.login(_quoted(user), password), password)
 
     async def login_by_token(self, user: str, token: str) -> None:
         """XOAUTH2 (developers.google.com/gmail/imap/xoauth2-protocol). Raises LoginRefused."""
-        await self._log_in(self._protocol.xoauth2(user, token))
+        await self._log_in(self._protocol.xoauth2(user, token), token)
 
-    async def _log_in(self, command: Awaitable[Any]) -> None:
+    async def _log_in(self, command: Awaitable[Any], secret: str) -> None:
         try:
             await self._ask(command)
         except Refused as refusal:
-            if _TEMPORARY.search(str(refusal)):
-                raise Unavailable(reason=f"login: {refusal}") from None
-            raise LoginRefused(str(refusal)) from None
+            said = str(refusal).replace(secret, "[hidden]")  # some servers repeat what they do not like
+            if _TEMPORARY.search(said):
+                raise Unavailable(reason=f"login: {said}") from None
+            raise LoginRefused(said) from None
         except ValueError:  # of the library: a line end in it
             raise LoginRefused("user name or password cannot be sent: a control character in it") from None
         await self._know_capabilities()

@@ -2,16 +2,20 @@
 
 import asyncio
 import os
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.mail.mailbox import Mailbox, encoded
 from tests.connectors.imap_station import Station, signed_address, until
 from tests.core.redis_process import RedisProcess, servers
+from tests.daemon import Daemon
 from tests.dovecot import Dovecot, mail
 
 MakeStation = Callable[..., Station]
@@ -39,7 +43,7 @@ async def make_station(tmp_path: Path, redis: RedisProcess, dovecot: Dovecot) ->
     await redis.ask("FLUSHALL")
 
     def make(name: str = "one", **channel: Any) -> Station:
-        made.append(Station(tmp_path / name, redis, dovecot.port, **channel))
+        made.append(Station(tmp_path / name, redis, **{"port": dovecot.port} | channel))
         return made[-1]
 
     yield make
@@ -473,3 +477,146 @@ async def test_a_probe_consumes_nothing(dovecot: Dovecot, station: Station) -> N
 
     assert [path.parent.name for path in dovecot.mails()] == ["new"]
     assert station.count() == 0
+
+
+# --- TLS and tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of 127.0.0.1, signed by itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=test"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def secure(certificate: tuple[Path, Path]) -> Iterator[Dovecot]:
+    server = Dovecot(certificate=certificate).start()
+    yield server
+    server.remove()
+
+
+@pytest.mark.parametrize("tls", ["implicit", "starttls"])
+async def test_a_certificate_that_is_trusted_is_needed(
+    secure: Dovecot, make_station: MakeStation, certificate: tuple[Path, Path], tls: str
+) -> None:
+    # given
+    secure.put(mail(1))
+    port = secure.tls_port if tls == "implicit" else secure.port
+    station = make_station(port=port, tls=tls).start()
+    await until(lambda: "certificate verify failed" in station.trouble)
+    assert station.new == 0
+    await station.stop()
+
+    # when
+    station.start(ca_file=certificate[0])
+
+    # then
+    await station.until_new(1)
+
+
+async def test_a_certificate_of_another_name_is_not_trusted(
+    secure: Dovecot, make_station: MakeStation, certificate: tuple[Path, Path]
+) -> None:
+    station = make_station(host="localhost", port=secure.tls_port, tls="implicit", ca_file=certificate[0]).start()
+
+    await until(lambda: "certificate verify failed" in station.trouble)
+
+
+class Tokens:
+    """A token server, and what Dovecot asks of it: whose is this token?"""
+
+    def __init__(self) -> None:
+        self.good: set[str] = set()
+        self.given = 0
+        self.refuses = False
+
+    async def give(self, request: web.Request) -> web.Response:
+        if self.refuses:
+            return web.json_response({"error": "invalid_client"}, status=401)
+        self.given += 1
+        self.good.add(token := f"access-token-{self.given}")
+        return web.json_response({"access_token": token, "expires_in": 3600})
+
+    async def tell(self, request: web.Request) -> web.Response:
+        if request.query.get("access_token") not in self.good:
+            return web.json_response({"error": "invalid_token"}, status=401)
+        return web.json_response({"email": Dovecot.user})
+
+
+@pytest.fixture
+async def token_server() -> AsyncIterator[tuple[Tokens, str]]:
+    tokens = Tokens()
+    app = web.Application()
+    app.router.add_post("/token", tokens.give)
+    app.router.add_get("/whose", tokens.tell)
+    async with TestServer(app) as server:
+        yield tokens, str(server.make_url("/"))
+
+
+async def test_a_token_opens_the_mailbox(token_server: tuple[Tokens, str], make_station: MakeStation) -> None:
+    # given
+    tokens, url = token_server
+    server = Dovecot(tokens_at=f"{url}whose")
+    try:
+        await asyncio.to_thread(server.start)
+        server.put(mail(1))
+        oauth = {"provider": "other", "token_url": f"{url}token", "client_id": "app", "client_secret": "app-secret"}
+        tokens.refuses = True
+
+        # when: first the token server refuses us
+        station = make_station(port=server.port, oauth=oauth).start()
+        await until(lambda: "invalid_client" in station.trouble)
+        tokens.refuses = False
+
+        # then
+        await station.until_new(1)
+        assert station.connector.credential_expires_at == pytest.approx(time.time() + 3600, abs=60)
+
+        # when: then the mail server refuses the token that it took before
+        tokens.good.clear()
+        server.kick()
+        server.put(mail(2))
+
+        # then: with a new one
+        await station.until_new(2)
+        assert tokens.given == 2
+    finally:
+        server.remove()
+
+
+# --- a whole daemon ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_daemon_that_is_killed_and_started_again_publishes_every_mail_once(
+    dovecot: Dovecot, start_daemon: Callable[..., Awaitable[Daemon]]
+) -> None:
+    # given
+    dovecot.put(*(mail(n, "x" * 2000) for n in range(600)))
+    server = {"host": "127.0.0.1", "port": dovecot.port, "tls": "none", "username": dovecot.user}
+    channel = {"type": "imap", **server, "password": dovecot.password, "start": "all", "after": "seen"}
+    daemon = await start_daemon({"mailbox": channel})
+
+    # when
+    await daemon.until_tickets(50)
+    await daemon.kill()
+    await daemon.start()
+
+    # then
+    tickets = await daemon.until_tickets(600)
+    assert sorted(ticket["data"]["subject"] for ticket in tickets) == sorted(f"mail {n}" for n in range(600))
+    (state,) = (await daemon.status())["channels"]
+    assert (state["up"], state["trouble"], state["quarantined"]) == (True, "", 0)
+    assert (await daemon.metrics())['huiru_messages_missing{channel="mailbox"}'] == 0
+    await until(lambda: all(path.name.endswith(":2,S") for path in dovecot.mails()))
+    assert dovecot.password not in daemon.log()
