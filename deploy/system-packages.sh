@@ -49,10 +49,14 @@ run)
         || need redis-server:redis-server
     ;;
 test)
+    PATH="$PATH:/usr/sbin" # where servers are
     need redis-server:redis-server openssl:openssl chromium:chromium node:nodejs npm:npm systemd-analyze:systemd \
-        /usr/sbin/postfix:postfix swaks:swaks msmtp:msmtp
+        postfix:postfix swaks:swaks msmtp:msmtp dovecot:dovecot-imapd
     ;;
-bench) need redis-server:redis-server wrk:wrk /usr/sbin/postfix:postfix node:nodejs npm:npm ;;
+bench)
+    PATH="$PATH:/usr/sbin"
+    need redis-server:redis-server wrk:wrk postfix:postfix node:nodejs npm:npm
+    ;;
 *)
     echo "usage: $0 venv FOLDER | run PYTHON | test | bench" >&2
     exit 2

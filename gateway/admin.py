@@ -39,8 +39,8 @@ class Daemon(Protocol):
     def troubles(self) -> list[str]:
         """Why no messages can be accepted; empty when they can."""
 
-    def channels(self) -> dict[str, tuple[str, bool]]:
-        """Channel name -> its type, and whether it receives."""
+    def channels(self) -> dict[str, tuple[str, bool, str]]:
+        """Channel name -> its type, whether it receives, and what is wrong with it."""
 
     async def reload(self) -> list[str]:
         """Takes the configuration file again and returns the keys that wait for a restart. Raises ConfigError."""
@@ -110,15 +110,16 @@ class AdminApi:
             }
         )
 
-    def _channel(self, name: str, state: tuple[str, bool]) -> dict[str, Any]:
-        type_, up = state
+    def _channel(self, name: str, state: tuple[str, bool, str]) -> dict[str, Any]:
+        type_, up, trouble = state
         ledger, newest = self._spool.ledger, self._spool.last_message.get(name)
         counts = {
             entry: ledger[name, entry] for entry in ("accepted", "published", "duplicate", "quarantined", "discarded")
         }
         last = rfc3339(datetime.fromtimestamp(newest, UTC)) if newest else None
         waiting = self._spool.waiting(name)
-        return {"name": name, "type": type_, "up": up, **counts, "waiting": waiting, "last_message_at": last}
+        mood = {"up": up, "trouble": trouble}
+        return {"name": name, "type": type_, **mood, **counts, "waiting": waiting, "last_message_at": last}
 
     async def _list(self, request: web.Request) -> Reply:
         limit = min(_number(request, "limit", _PAGE), _LARGEST_PAGE)

@@ -26,6 +26,7 @@ from gateway.blobs import Blobs
 from gateway.contract import ChannelSettings, Connector, Context, RunningConnector, WebhookConnector
 from gateway.errors import ConfigError, HuiruError, Unavailable
 from gateway.intake import Intake
+from gateway.lease import Leases
 from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
@@ -33,7 +34,7 @@ from gateway.redis_server import RedisServer
 from gateway.settings import GatewaySettings, load
 from gateway.spool import NEWEST, Spool
 from gateway.supervisor import Supervisor
-from gateway.telemetry import CredentialCollector, LedgerCollector, Metrics, Redactor, set_up_logging
+from gateway.telemetry import CredentialCollector, LedgerCollector, Metrics, MissingCollector, Redactor, set_up_logging
 from gateway.upkeep import Upkeep
 from gateway.web import Web, WebChannel
 
@@ -112,6 +113,7 @@ class Gateway:
         memo = await self._open_spool(stack, settings, state)
         self._build(settings, state, memo)
         stack.push_async_callback(self._publisher.close)
+        stack.push_async_callback(self._leases.close)
         self._connect(settings)
         self._start_outbox(stack)
         await self._start_pipeline(stack)
@@ -142,6 +144,7 @@ class Gateway:
             bookmark=memo.get(NEWEST, ""),
             changed=lambda up: self._metrics.redis_up.set(up),
         )
+        self._leases = Leases(settings.redis, settings.stream.name, state, spool=memo[_SPOOL_ID])
         self._blobs = Blobs(
             state / "blobs",
             settings.blobs.url,
@@ -187,6 +190,7 @@ class Gateway:
             )
         )
         self._metrics.registry.register(CredentialCollector(self._credential_expiries))
+        self._metrics.registry.register(MissingCollector(self._missing))
 
     def _start_outbox(self, stack: AsyncExitStack) -> None:
         task = asyncio.create_task(self._outbox.run(), name="outbox")
@@ -253,15 +257,31 @@ class Gateway:
             self._metrics.channel_up.labels(name).set(1)
 
     def _connector(self, name: str, channel: ChannelSettings) -> Connector:
-        context = Context(self.name, self.public_url, self._secrets.key, lambda: datetime.now(UTC))
+        context = Context(
+            self.name,
+            self.public_url,
+            self._secrets.key,
+            lambda: datetime.now(UTC),
+            self._spool.memory(name),
+            self._leases.of(name),
+            self._spool.scratch,
+        )
         return registry.connector(channel.type)(name, channel, context)
 
-    def channels(self) -> dict[str, tuple[str, bool]]:
-        """Channel name -> its type, and whether it receives."""
+    def channels(self) -> dict[str, tuple[str, bool, str]]:
+        """Channel name -> its type, whether it receives, and what is wrong with it."""
+        supervisor = self._supervisor
         return {
-            name: (connector.settings.type, self._supervisor.up.get(name, True))
+            name: (connector.settings.type, supervisor.up.get(name, True), self._trouble(name, connector))
             for name, connector in self._connectors.items()
         }
+
+    def _trouble(self, name: str, connector: Connector) -> str:
+        return connector.trouble or self._supervisor.troubles.get(name, "")
+
+    def _missing(self) -> dict[str, int]:
+        counts = {name: connector.missing for name, connector in self._connectors.items()}
+        return {name: n for name, n in counts.items() if n is not None}
 
     def _credential_expiries(self) -> dict[str, float]:
         expiries = {name: connector.credential_expires_at for name, connector in self._connectors.items()}

@@ -119,7 +119,13 @@ def status(state: Mapping[str, Any], now: datetime) -> RenderableType:
     for channel in state["channels"]:
         table.add_row(*_channel_cells(channel, counts, now))
     lines = (*_spool_lines(state["spool"]), *_outbox_lines(state["outbox"]))
-    return Group(_headline(state), _redis_line(state), *lines, "", table)
+    return Group(_headline(state), _redis_line(state), *lines, "", table, *_troubles(state["channels"]))
+
+
+def _troubles(channels: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    for channel in channels:
+        if channel["trouble"]:
+            yield Text(f"{channel['name']}: {clean(channel['trouble'])}", "bold red")
 
 
 def _headline(state: Mapping[str, Any]) -> Text:

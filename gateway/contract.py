@@ -1,12 +1,16 @@
 """What the core, the connectors and the normalizers agree on. A connector or a normalizer needs nothing else.
 
 A webhook connector writes `verify`, `extract` and `reply`; the core calls them in that order (R10).
-A running connector is given one power, `accept(raw) -> Receipt`, and acknowledges after it returned (R11).
+A running connector is given `accept(raw) -> Receipt`, and acknowledges after it returned; its context lends it a memory
+of its own and a lease (R11).
 A normalizer is a pure function `RawMessage -> Draft` (R12).
 """
 
+import os
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -115,6 +119,8 @@ class RawMessage:
     `fingerprint` is a digest of the content that must not differ between two deliveries of one message; without it, the
     body's SHA-256. `on_conflict` says what happens to other content under a known native id: `keep` accepts it as a
     message of its own, marked; `refuse` raises Rejected("idempotency_mismatch").
+    `memo` goes into the channel's memory in the commit that holds the message, or finds it there already: a position in
+    a mailbox is never ahead of the messages, nor lost behind them.
     """
 
     kind: str
@@ -124,6 +130,7 @@ class RawMessage:
     facts: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: bytes | None = None
     on_conflict: Literal["keep", "refuse"] = "keep"
+    memo: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +184,94 @@ class Normalizer(Protocol):
     def __call__(self, raw: StoredMessage, /) -> Draft: ...
 
 
+class Memory(Protocol):
+    """What a channel remembers over restarts, for itself alone: see also RawMessage.memo."""
+
+    async def recall(self) -> Mapping[str, str]:
+        """All of it. Raises Unavailable."""
+
+    async def memorise(self, values: Mapping[str, str | None], /) -> None:
+        """Returns when it is on disk; None deletes. Raises Unavailable."""
+
+
+class Briefly:
+    """A memory that ends with the process, for a connector that is made only to be probed."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    async def recall(self) -> Mapping[str, str]:
+        return dict(self._values)
+
+    async def memorise(self, values: Mapping[str, str | None], /) -> None:
+        kept = {key: value for key, value in (self._values | dict(values)).items() if value is not None}
+        self._values = kept
+
+
+class Hold(Protocol):
+    """A lease that is held. `number` is its fencing number: higher every time the lease is taken."""
+
+    number: int
+
+    def check(self) -> None:
+        """Raises Unavailable when the lease may be another's by now: to be called before every irrevocable act."""
+
+    async def recall(self) -> Mapping[str, str]:
+        """What this and earlier holders, of whatever gateway, have memorised here; empty when Redis lost it."""
+
+    async def memorise(self, values: Mapping[str, str], /) -> None:
+        """For the holders to come. Raises Unavailable, and changes nothing, when another holds the lease by now."""
+
+
+class Lease(Protocol):
+    """By which one process in the world does the channel's work."""
+
+    def hold(self, waiting: Callable[[str], None]) -> AbstractAsyncContextManager[Hold]:
+        """Waits until it has the lease, saying why by `waiting`; gives it back at the end of the block.
+
+        When the lease is lost, or cannot be renewed for so long that it would be, the block is cancelled and
+        Unavailable is raised.
+        """
+
+
+class Sole(Lease, Hold):
+    """Of a connector that has no rivals: one that is made only to be probed."""
+
+    number = 0
+
+    @asynccontextmanager
+    async def hold(self, waiting: Callable[[str], None]) -> AsyncIterator[Hold]:
+        yield self
+
+    def check(self) -> None: ...
+
+    async def recall(self) -> Mapping[str, str]:
+        return {}
+
+    async def memorise(self, values: Mapping[str, str], /) -> None: ...
+
+
+def _scratch() -> Path:
+    descriptor, path = tempfile.mkstemp(prefix="huiru-")
+    os.close(descriptor)
+    return Path(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the core lends a connector. `secret(purpose)` is a 32-byte key, stable over restarts, one per purpose."""
+    """What the core lends a connector. `secret(purpose)` is a 32-byte key, stable over restarts, one per purpose.
+
+    `scratch()` is a path for the file of a large body, where the spool can take it over; who does not hand it to
+    `accept` deletes it.
+    """
 
     gateway: str
     public_url: str
     secret: Callable[[str], bytes]
     now: Callable[[], datetime]
+    memory: Memory = field(default_factory=Briefly)
+    lease: Lease = field(default_factory=Sole)
+    scratch: Callable[[], Path] = _scratch
 
 
 @dataclass(slots=True)
@@ -243,6 +330,16 @@ class Connector(ABC):
     def credential_expires_at(self) -> float | None:
         """When the channel's credential (a certificate, a token) expires, in seconds since the epoch; None: it does
         not, or that is not known. Read whenever the metrics are asked for, so it must be quick."""
+        return None
+
+    @property
+    def trouble(self) -> str:
+        """Why the channel does not receive, or not all of it; "" when all is well. For `huiru status`: no secrets."""
+        return ""
+
+    @property
+    def missing(self) -> int | None:
+        """How many messages the channel's server holds that should have been accepted and were not; None: not known."""
         return None
 
     async def probe(self) -> None:  # noqa: B027 - a channel that only listens has nothing to reach

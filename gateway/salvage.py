@@ -18,7 +18,7 @@ def salvage(damaged: Path, new: Path, schema: str) -> int:
     """Makes the database `new` with every message of `damaged` that can be read; returns how many those are.
 
     A draft that lies at `new` is replaced. The new ledger counts the messages that are there, under the names the old
-    one used.
+    one used. What the channels memorised is copied as far as it can be read.
     """
     new.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as target:
@@ -36,6 +36,7 @@ def _fill(target: sqlite3.Connection, damaged: Path, schema: str) -> int:
             target.execute("BEGIN IMMEDIATE")
             saved = sum(_copy(source, target, seq) for seq in _readable(source))
             _copy_letters(source, target)
+            _copy_memory(source, target)
             _count(target)
             target.execute("COMMIT")
     return saved
@@ -77,6 +78,12 @@ def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> Non
     with contextlib.suppress(sqlite3.DatabaseError):
         for letter in source.execute("SELECT * FROM letter"):
             _insert(target, "letter", letter)
+
+
+def _copy_memory(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.DatabaseError):  # damaged, or of a version that had none
+        for row in source.execute("SELECT channel, key, value FROM memory"):
+            _insert(target, "memory", row)
 
 
 def _insert(target: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 import structlog
 
-from gateway.contract import BodyFile, RawMessage, Receipt, StoredMessage, body_digest, body_size
+from gateway.contract import BodyFile, Memory, RawMessage, Receipt, StoredMessage, body_digest, body_size
 from gateway.errors import HuiruError, Rejected, Unavailable
 from gateway.identity import conflict_id, id_prefix, message_id, reference
 from gateway.journal import Damaged, Journal
@@ -54,6 +54,9 @@ CREATE TABLE IF NOT EXISTS ledger (
   channel TEXT NOT NULL, entry TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (channel, entry)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS memory (
+  channel TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (channel, key)
+) STRICT, WITHOUT ROWID;
 """
 _FIELDS = (
     "seq, id, channel, kind, content_type, native_id, facts, received_at, size, sha256, fingerprint, conflict_with,"
@@ -62,6 +65,8 @@ _FIELDS = (
 _COLUMNS = f"{_FIELDS} FROM message"
 _COLUMNS_AND_BODY = f"{_FIELDS}, bytes FROM message LEFT JOIN body USING (seq)"
 _MEMORISE = "INSERT INTO memo VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+_REMEMBER = "INSERT INTO memory VALUES (?, ?, ?) ON CONFLICT (channel, key) DO UPDATE SET value = excluded.value"
+_FORGET = "DELETE FROM memory WHERE channel = ? AND key = ?"
 _KNOWN = "SELECT id FROM message WHERE id IN (SELECT value FROM json_each(?))"
 _INSERT_MESSAGES = (
     "INSERT INTO message (seq, id, fingerprint, state, channel, kind, native_id, content_type, facts, received_at,"
@@ -244,10 +249,14 @@ class Spool:
             if entry.id not in known:
                 new.setdefault(entry.id, entry)
         self._insert(db, list(new.values()))
-        return [
+        results = [
             Receipt(entry.id, reference(entry.id)) if new.get(entry.id) is entry else self._put_known(db, entry)
             for entry in entries
         ]
+        for entry, result in zip(entries, results, strict=True):
+            if entry.raw.memo and isinstance(result, Receipt):
+                _remember(db, entry.channel, entry.raw.memo)
+        return results
 
     def _put_known(self, db: sqlite3.Connection, entry: Entry) -> Receipt | HuiruError:
         """An entry whose id is in the spool: the same message again, or another under its native id."""
@@ -493,6 +502,25 @@ class Spool:
 
         await self._journal.run(job)
 
+    # Memory of the channels
+
+    def memory(self, channel: str) -> Memory:
+        """What a channel is lent of it."""
+        return _ChannelMemory(self, channel)
+
+    def scratch(self) -> Path:
+        """A path for the file of a body that is to be put; what lies there is deleted at the next start."""
+        return self.incoming / uuid.uuid4().hex
+
+    async def recall_for(self, channel: str) -> dict[str, str]:
+        """What a channel memorised, by itself or with its messages."""
+        sql = "SELECT key, value FROM memory WHERE channel = ?"
+        return await self._journal.run(lambda db: dict(db.execute(sql, (channel,)).fetchall()))
+
+    async def memorise_for(self, channel: str, values: Mapping[str, str | None]) -> None:
+        """None deletes."""
+        await self._journal.run(lambda db: _remember(db, channel, values))
+
     # Memory of the publisher, and care
 
     async def recall(self) -> dict[str, str]:
@@ -596,6 +624,24 @@ class Spool:
         _sync(self.folder)
         self.damaged = aside
         log.critical("spool.replaced", aside=str(aside), saved=saved)
+
+
+class _ChannelMemory(Memory):
+    def __init__(self, spool: Spool, channel: str) -> None:
+        self._spool = spool
+        self._channel = channel
+
+    async def recall(self) -> Mapping[str, str]:
+        return await self._spool.recall_for(self._channel)
+
+    async def memorise(self, values: Mapping[str, str | None], /) -> None:
+        await self._spool.memorise_for(self._channel, values)
+
+
+def _remember(db: sqlite3.Connection, channel: str, values: Mapping[str, str | None]) -> None:
+    kept = [(channel, key, value) for key, value in values.items() if value is not None]
+    db.executemany(_REMEMBER, kept)
+    db.executemany(_FORGET, [(channel, key) for key, value in values.items() if value is None])
 
 
 def _values(seq: int, entry: Entry) -> tuple[Any, ...]:

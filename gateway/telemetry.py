@@ -30,6 +30,7 @@ PUBLISH_LAG_SECONDS = "huiru_publish_lag_seconds"
 REDIS_UP = "huiru_redis_up"
 CHANNEL_UP = "huiru_channel_up"
 CREDENTIAL_EXPIRY = "huiru_credential_expiry_timestamp_seconds"
+MISSING = "huiru_messages_missing"
 REPUBLISHED = "huiru_messages_republished"
 SPOOL_DAMAGED = "huiru_spool_damaged"
 ACKNOWLEDGED = "huiru_acknowledgements_sent"
@@ -124,6 +125,16 @@ class CredentialCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge(CREDENTIAL_EXPIRY, "When the channel's certificate or token expires", self._expiries())
+
+
+class MissingCollector(Collector):
+    """What the channels' servers hold and we do not, as their connectors found it last."""
+
+    def __init__(self, missing: Callable[[], Mapping[str, float]]) -> None:
+        self._missing = missing
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge(MISSING, "Messages that the channel's server holds and that were not accepted", self._missing())
 
 
 def _by_code(name: str, entry: str, text: str, entries: Mapping[tuple[str, str], int]) -> Metric:

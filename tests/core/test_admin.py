@@ -32,8 +32,8 @@ class Daemon:
     def troubles(self) -> list[str]:
         return self.reasons
 
-    def channels(self) -> dict[str, tuple[str, bool]]:
-        return {"shop": ("echo", True), "mailbox": ("imap", False)}
+    def channels(self) -> dict[str, tuple[str, bool, str]]:
+        return {"shop": ("echo", True, ""), "mailbox": ("imap", False, "no network")}
 
     async def reload(self) -> list[str]:
         if self.refusal:
@@ -131,6 +131,7 @@ async def test_the_status_tells_all_counts(rig: Rig, ask: Ask) -> None:
         "name": "shop",
         "type": "echo",
         "up": True,
+        "trouble": "",
         "accepted": 4,
         "published": 1,
         "duplicate": 1,
@@ -139,7 +140,8 @@ async def test_the_status_tells_all_counts(rig: Rig, ask: Ask) -> None:
         "waiting": 1,
         "last_message_at": "2026-11-23T09:00:00.000Z",
     }
-    assert (mailbox["up"], mailbox["accepted"], mailbox["last_message_at"]) == (False, 0, None)
+    assert (mailbox["up"], mailbox["trouble"]) == (False, "no network")
+    assert (mailbox["accepted"], mailbox["last_message_at"]) == (0, None)
 
 
 async def test_the_status_comes_also_without_redis(rig: Rig, ask: Ask) -> None:

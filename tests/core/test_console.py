@@ -125,6 +125,7 @@ CHANNEL = {
     "name": "web",
     "type": "webform",
     "up": True,
+    "trouble": "",
     "accepted": 1234,
     "published": 1230,
     "duplicate": 0,
@@ -167,7 +168,7 @@ def test_status_shows_what_is_wrong() -> None:
         "stream": {"name": "tickets", "length": None},
         "spool": {"bytes": 0, "damaged": True},
         "outbox": {"waiting": 2, "trouble": "no route\x1b[2J"},
-        "channels": [CHANNEL | {"up": False, "discarded": 2, "last_message_at": None}],
+        "channels": [CHANNEL | {"up": False, "trouble": "no\x1b network", "discarded": 2, "last_message_at": None}],
     }
     lines = shown(console.status(ill, NOW))
 
@@ -179,6 +180,7 @@ def test_status_shows_what_is_wrong() -> None:
     assert "discarded" in lines[7]
     assert "webform DOWN" in lines[8]
     assert lines[8].endswith("never")
+    assert lines[9] == "web: no network"
 
 
 ITEM = {

@@ -1,5 +1,6 @@
 """What salvage makes of a damaged database: whole messages, right books, and the damaged files as they were."""
 
+import contextlib
 import sqlite3
 from hashlib import sha256
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_all_of_a_sound_database_is_saved(tmp_path: Path) -> None:
 
     everything = "SELECT m.*, bytes FROM message m JOIN body USING (seq) ORDER BY seq"
     assert read(tmp_path / "new.db", everything) == read(tmp_path / "old.db", everything)
+
+
+def test_what_channels_memorised_is_saved(tmp_path: Path) -> None:
+    made(tmp_path / "old.db", 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as db:
+        db.execute("INSERT INTO memory VALUES ('mailbox', 'position INBOX', '7')")
+
+    salvage(tmp_path / "old.db", tmp_path / "new.db", _SCHEMA)
+
+    assert read(tmp_path / "new.db", "SELECT * FROM memory") == [("mailbox", "position INBOX", "7")]
+
+
+def test_a_database_without_memory_is_saved_as_well(tmp_path: Path) -> None:
+    made(tmp_path / "old.db", 4)
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as db:
+        db.execute("DROP TABLE memory")
+
+    assert salvage(tmp_path / "old.db", tmp_path / "new.db", _SCHEMA) == 4
 
 
 def test_the_new_books_count_what_is_there(tmp_path: Path) -> None:

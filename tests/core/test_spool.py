@@ -125,6 +125,64 @@ async def test_a_native_id_is_the_channels_own(spool: Spool) -> None:
     assert (spool.waiting("shop"), spool.waiting("app")) == (1, 1)
 
 
+# --- the memory of the channels ---------------------------------------------------------------------------------------
+
+
+async def test_a_memo_is_there_with_its_message(make_spool: MakeSpool) -> None:
+    spool = make_spool()
+    await spool.put(sample("n1", memo={"position": "1 7"}))
+    await spool.put(sample("n2", memo={"position": "1 8", "名": "值"}))
+    await spool.close()
+
+    assert await make_spool().recall_for("shop") == {"position": "1 8", "名": "值"}
+
+
+async def test_the_memo_of_a_duplicate_is_kept_too(spool: Spool) -> None:
+    await spool.put(sample("n1", memo={"position": "1 7"}))
+    again = await spool.put(sample("n1", memo={"position": "2 1"}))
+
+    assert again.duplicate
+    assert await spool.recall_for("shop") == {"position": "2 1"}
+
+
+async def test_of_several_memos_in_one_commit_the_last_stays(spool: Spool) -> None:
+    await asyncio.gather(*(spool.put(sample(f"n{n}", memo={"position": str(n)})) for n in range(20)))
+
+    assert await spool.recall_for("shop") == {"position": "19"}
+
+
+async def test_a_memo_is_rolled_back_with_its_message(spool: Spool) -> None:
+    await spool.put(sample("n1", memo={"position": "1"}))
+    body = body_file(spool, LARGE)
+    lost = sample("n2", replace(body, path=body.path.with_name("gone")), memo={"position": "2"})
+
+    with pytest.raises(Unavailable):
+        await spool.put(lost)
+
+    assert await spool.recall_for("shop") == {"position": "1"}
+
+
+async def test_a_message_that_is_refused_leaves_no_memo(spool: Spool) -> None:
+    await spool.put(sample("n1", b"first"))
+
+    with pytest.raises(Rejected):
+        await spool.put(sample("n1", b"other", on_conflict="refuse", memo={"position": "2"}))
+
+    assert await spool.recall_for("shop") == {}
+
+
+async def test_a_channel_remembers_and_forgets_for_itself_alone(spool: Spool) -> None:
+    await spool.memorise({"spool_id": "ours"})
+    await spool.memorise_for("shop", {"a": "1", "b": "2"})
+    await spool.memorise_for("app", {"a": "9"})
+
+    await spool.memorise_for("shop", {"a": None, "b": "3", "never": None})
+
+    assert await spool.recall_for("shop") == {"b": "3"}
+    assert await spool.recall_for("app") == {"a": "9"}
+    assert await spool.recall() == {"spool_id": "ours"}
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 

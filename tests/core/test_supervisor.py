@@ -10,6 +10,7 @@ import pytest
 
 from gateway import supervisor as supervisor_module
 from gateway.contract import Accept, ChannelSettings, Context, RawMessage, Receipt, RunningConnector
+from gateway.errors import Unavailable
 from gateway.supervisor import Supervisor
 from gateway.telemetry import Metrics
 from tests.daemon import free_port
@@ -147,6 +148,20 @@ async def test_a_channel_that_fails_or_ends_is_started_again(rig: Rig) -> None:
 
     await rig.until(lambda: rig.supervisor.up["hotline"])
     assert lines.runs == 4
+
+
+async def test_the_reason_of_a_failure_is_shown_until_the_channel_is_up_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Lines("hotline")
+    lines.failures = [Unavailable(reason="no network")]
+    monkeypatch.setattr(supervisor_module, "_FIRST_WAIT", 0.2)
+
+    rig.supervisor.start(lines)
+
+    await rig.until(lambda: rig.supervisor.troubles == {"hotline": "no network"})
+    await rig.until(lambda: rig.supervisor.up["hotline"])
+    assert rig.supervisor.troubles == {}
 
 
 async def test_a_channel_that_fails_is_shown_as_down_and_comes_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
