@@ -34,6 +34,7 @@ from gateway.supervisor import Supervisor
 from gateway.telemetry import LedgerCollector, Metrics, Redactor, set_up_logging
 from gateway.upkeep import Upkeep
 from gateway.web import Web, WebChannel
+from gateway.workers import Workers
 
 log = structlog.get_logger()
 
@@ -110,6 +111,7 @@ class Gateway:
         memo = await self._open_spool(stack, settings, state)
         self._build(settings, state, memo)
         stack.push_async_callback(self._publisher.close)
+        stack.push_async_callback(self._workers.close)
         self._connect(settings)
         await self._start_pipeline(stack)
         await self._serve_admin(stack, settings, state)
@@ -153,16 +155,24 @@ class Gateway:
             max_bytes=settings.spool.max_bytes,
             min_free_bytes=settings.spool.min_free_bytes,
         )
+        self._workers = Workers(
+            registry.normalizer,
+            size=settings.normalize.workers,
+            timeout_secs=settings.normalize.timeout_secs,
+            memory_bytes=settings.normalize.memory_bytes,
+        )
         self._pipeline = Pipeline(
             self._spool,
             self._publisher,
             self._blobs,
             self._metrics,
+            self._workers,
             spool_id=memo[_SPOOL_ID],
             source=self._intake.source,
             channels=lambda: self.settings.channels,
             arrived=self._intake.arrived,
             batch=settings.stream.batch,
+            light_bytes=settings.normalize.in_process_bytes,
             max_tries=settings.spool.max_tries,
         )
         self._web = Web(settings.http, self._intake, self._spool, self._blobs, self.public_url)
@@ -185,6 +195,7 @@ class Gateway:
         ]
         for task in tasks:
             task.add_done_callback(self._on_end)
+        stack.push_async_callback(lambda: _cancel(self._pipeline.in_work()))
         stack.push_async_callback(_cancel, tasks)
         stack.push_async_callback(self._drain)
 
