@@ -20,11 +20,12 @@ import binascii
 import hmac
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import orjson
 from pydantic import AwareDatetime, Field, SecretStr, field_validator, model_validator
@@ -42,7 +43,6 @@ from gateway.contract import (
     Request,
     Settings,
     WebhookConnector,
-    body_digest,
     json_reply,
     problem_reply,
 )
@@ -148,6 +148,7 @@ class Connector(WebhookConnector):
         self._bearers = [(key, bytes.fromhex(key.sha256)) for key in settings.keys]
         self._signers = [(key, _secret_bytes(key.secret)) for key in settings.hmac]
         self._document = orjson.dumps(openapi(name, settings, context.public_url))
+        self._unnamed = map((secrets.token_hex(16) + "-{:x}").format, count())  # ids for requests that bring none
 
     async def admit(self, request: Request) -> None:
         _route(request)
@@ -171,7 +172,7 @@ class Connector(WebhookConnector):
         if request.path == DOCUMENT:
             return Reply(200, self._document, JSON, {"Cache-Control": "no-cache"})
         _demand_media_type(request)
-        native_id = _native_id(request, sender)
+        native_id = _native_id(request, sender) or next(self._unnamed)
         if isinstance(request.body, BodyFile):
             fingerprint = await asyncio.to_thread(self._check, request)
         else:
@@ -237,14 +238,14 @@ class Connector(WebhookConnector):
             raise Rejected("unauthenticated", "the key has expired", reason=f"key {found[0].name} has expired")
         raise Rejected("unauthenticated", otherwise)
 
-    # Content: what passes here the normalizer can read. Each check returns the fingerprint.
+    # Content: what passes here the normalizer can read. Each check returns the fingerprint, None for the body's own.
 
-    def _check(self, request: Request) -> bytes:
+    def _check(self, request: Request) -> bytes | None:
         if request.content_type == formdata.MULTIPART:
             return self._check_multipart(request.body, request.headers["Content-Type"])
         body = request.body.path.read_bytes() if isinstance(request.body, BodyFile) else request.body
         self._demand_fits(self._message(body), [])
-        return body_digest(request.body)
+        return None
 
     def _check_multipart(self, body: Body, content_type: str) -> bytes:
         form = self._form(body, content_type, keep_content=False)
@@ -264,18 +265,19 @@ class Connector(WebhookConnector):
         if len(document) > limit and sum(map(document.count, (b",", b"[", b"{"))) > _MAX_VALUES:
             raise Rejected("too_large", "the JSON has too many values")
         message = apimessage.parse(document)
-        encoded = sum(len(attachment.content) for attachment in message.attachments or ())
-        if len(document) - encoded > limit:
+        if len(document) > limit and len(document) - _encoded_size(message) > limit:
             raise Rejected("too_large", f"the JSON without its attachments may have {limit} bytes")
         return message
 
     def _demand_fits(self, message: Message, files: Sequence[formdata.Upload]) -> None:
-        count, limit = self.settings.max_attachments, self.settings.max_attachment_bytes
+        if not message.attachments and not files:
+            return
+        most, limit = self.settings.max_attachments, self.settings.max_attachment_bytes
         within = [(f"/attachments/{n}", _decoded_size(one.content)) for n, one in enumerate(message.attachments or ())]
         beside = [(pointer([file.name]), file.size) for file in files]
-        surplus = [one[count][0] for one in (within, beside) if len(one) > count]
+        surplus = [one[most][0] for one in (within, beside) if len(one) > most]
         if surplus:
-            raise apimessage.invalid([fault(at, "too_many", f"is one more than {count} files") for at in surplus])
+            raise apimessage.invalid([fault(at, "too_many", f"is one more than {most} files") for at in surplus])
         too_large = [at for at, size in (*within, *beside) if size > limit]
         if too_large:
             text = f"is larger than {limit} bytes"
@@ -323,12 +325,12 @@ def _chunks(body: Body) -> Iterator[bytes]:
             yield chunk
 
 
-def _native_id(request: Request, sender: Mapping[str, Any]) -> str:
+def _native_id(request: Request, sender: Mapping[str, Any]) -> str | None:
     if sender["scheme"] == "hmac":  # signed, unlike an Idempotency-Key
         return f"{sender['client']}:{request.headers['webhook-id']}"
     if "Idempotency-Key" in request.headers:
         return f"{sender['client']}:{idempotency_key(request.headers.getall('Idempotency-Key'))}"
-    return uuid4().hex
+    return None
 
 
 def _split(form: formdata.FormData) -> tuple[bytes, list[formdata.Upload]]:
@@ -342,6 +344,10 @@ def _split(form: formdata.FormData) -> tuple[bytes, list[formdata.Upload]]:
     if faults:
         raise apimessage.invalid(faults)
     return found[0], [upload for upload in form.uploads if upload.name != MESSAGE]
+
+
+def _encoded_size(message: Message) -> int:
+    return sum(len(attachment.content) for attachment in message.attachments or ())
 
 
 def _decoded_size(content: str) -> int:

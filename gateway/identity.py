@@ -1,5 +1,6 @@
 """A message's identity is a function of the message (R3): the same on every retry, after every crash, everywhere."""
 
+from functools import lru_cache
 from hashlib import sha256
 from itertools import product
 
@@ -16,13 +17,13 @@ def message_id(source: str, native_id: str | None, fingerprint: bytes) -> str:
     none, the content's digest takes its place.
     """
     if native_id is None:
-        return _derive(b"content", source.encode(), fingerprint)
-    return _derive(b"native", source.encode(), native_id.encode("utf-8", "surrogatepass"))
+        return _derive(_head("content", source), fingerprint)
+    return _derive(_head("native", source), native_id.encode("utf-8", "surrogatepass"))
 
 
 def conflict_id(first_id: str, fingerprint: bytes) -> str:
     """The id of a message that came under the native id of `first_id` with other content (R5)."""
-    return _derive(b"conflict", first_id.encode(), fingerprint)
+    return _derive(_part(b"conflict") + _part(first_id.encode()), fingerprint)
 
 
 def reference(id_: str) -> str:
@@ -36,8 +37,16 @@ def id_prefix(text: str) -> str:
     return text.upper().translate(_MISREAD).lower()
 
 
-def _derive(*parts: bytes) -> str:
-    # Each part is preceded by its length, so that no two lists of parts give the same input.
-    hashed = sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts]))
-    number = int.from_bytes(hashed.digest()[:16], "big") << 2
+@lru_cache(maxsize=256)
+def _head(kind: str, source: str) -> bytes:
+    return _part(kind.encode()) + _part(source.encode())
+
+
+def _part(content: bytes) -> bytes:
+    """Preceded by its length, so that no two lists of parts give the same input."""
+    return b"%d:%b" % (len(content), content)
+
+
+def _derive(head: bytes, last: bytes) -> str:
+    number = int.from_bytes(sha256(head + _part(last)).digest()[:16], "big") << 2
     return "".join([_TWO[number >> shift & 1023] for shift in _SHIFTS])

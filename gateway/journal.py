@@ -5,7 +5,8 @@ timer is needed. A waiter is told yes only after the commit that holds its chang
 that batch is told yes. A cancelled waiter does not cancel the write.
 
 Statements change pages in memory, and run where they are asked for; the commit, which writes and syncs, runs in a
-thread. (Under load a statement in another thread costs many times its own work: the interpreter's lock changes hands.)
+thread, alone: under load whatever else a thread does costs many times its own work, for each statement in it takes the
+interpreter's lock anew.
 
 WAL with `synchronous=FULL` syncs at every commit (sqlite.org/pragma.html#pragma_synchronous). One exclusive connection
 also keeps clear of the WAL-reset bug of SQLite 3.7.0 to 3.51.2, which takes two (sqlite.org/wal.html#walresetbug).
@@ -13,10 +14,12 @@ also keeps clear of the WAL-reset bug of SQLite 3.7.0 to 3.51.2, which takes two
 
 import asyncio
 import contextlib
+import functools
+import queue
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,8 +61,9 @@ class Journal:
     """`put_all(db, items)` gives a result, or a HuiruError, for every item that was put into one batch.
 
     `opened` runs on every new connection, `before_commit` in every transaction behind all else, and `settled(ok)` after
-    its end; these and `replace` run in the journal's thread. `replace` is called when the database
-    turns out to be damaged: it has to put a usable one in its place.
+    its end. `sync` runs before the commit, for files that have to be on disk by then. `replace` is called when the
+    database turns out to be damaged: it has to put a usable one in its place. All but `put_all` and `before_commit`
+    run in the journal's thread, and these two may.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Journal:
         *,
         put_all: Callable[[sqlite3.Connection, list[Any]], list[Any]],
         before_commit: Job[None],
+        sync: Callable[[], None],
         settled: Callable[[bool], None],
         opened: Job[None],
         replace: Callable[[], None],
@@ -77,12 +82,14 @@ class Journal:
         self._schema = schema
         self._put_all = put_all
         self._before_commit = before_commit
+        self._sync = sync
         self._settled = settled
         self._opened = opened
         self._replace = replace
         self._asked: list[_Ask] = []
         self._running: asyncio.Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._batches: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._open: sqlite3.Connection | None = None
         self._distrust_wal = False
         self._reopen_at = 0.0  # time.monotonic()
@@ -121,7 +128,9 @@ class Journal:
         self._closing = True
         while self._running is not None:
             await asyncio.wait([self._running])
-        await asyncio.to_thread(self._thread.shutdown)
+        if self._thread is not None:
+            self._batches.put(None)
+            await asyncio.to_thread(self._thread.join)
         self._close_connection()
 
     def _close_connection(self) -> None:
@@ -132,9 +141,9 @@ class Journal:
 
     # Asking
 
-    async def put(self, item: Any) -> Any:
+    def put(self, item: Any) -> asyncio.Future[Any]:
         """What `put_all` makes of the item, once it is on disk. Raises like `run`."""
-        return await self._ask(_Ask(_future(), item=item))
+        return self._ask(_Ask(_future(), item=item))
 
     async def run(self, job: Job[T], *, slow: bool = False) -> T:
         """The job's result once its changes are on disk. A `slow` one runs in the journal's thread.
@@ -172,9 +181,23 @@ class Journal:
             self._begin(batch)
         except Exception as error:
             failure = error
-        loop = asyncio.get_running_loop()
-        committed = loop.run_in_executor(self._thread, self._finish, batch, failure)
-        committed.add_done_callback(lambda done: self._resolve(batch, done.exception()))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+            self._thread.start()
+        self._batches.put(functools.partial(self._end, asyncio.get_running_loop(), batch, failure))
+
+    def _work(self) -> None:
+        while (task := self._batches.get()) is not None:
+            task()
+
+    def _end(self, loop: asyncio.AbstractEventLoop, batch: list[_Ask], failure: Exception | None) -> None:
+        crash: BaseException | None = None
+        try:
+            self._finish(batch, failure)
+        except BaseException as error:
+            crash = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._resolve, batch, crash)
 
     def _resolve(self, batch: list[_Ask], crash: BaseException | None) -> None:
         for ask in batch:
@@ -197,7 +220,10 @@ class Journal:
             return  # no place to write to before the thread has dealt with it
         db = self.connection
         db.execute("BEGIN IMMEDIATE")
-        self._do(db, [ask for ask in batch if not ask.slow])
+        quick = [ask for ask in batch if not ask.slow]
+        self._do(db, quick)
+        if len(quick) == len(batch):
+            self._before_commit(db)
 
     def _do(self, db: sqlite3.Connection, asks: list[_Ask]) -> None:
         puts = [ask for ask in asks if ask.job is None]
@@ -235,8 +261,10 @@ class Journal:
             self._rewrite(db)
         if not db.in_transaction:
             db.execute("BEGIN IMMEDIATE")
-        self._do(db, [ask for ask in batch if not ask.done])
-        self._before_commit(db)
+        if rest := [ask for ask in batch if not ask.done]:
+            self._do(db, rest)
+            self._before_commit(db)
+        self._sync()
         db.execute("COMMIT")
         self._settled(True)
         # A transaction that only read says nothing about a full disk.

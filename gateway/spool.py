@@ -54,10 +54,12 @@ CREATE TABLE IF NOT EXISTS ledger (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS memo (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
-_COLUMNS = (
+_FIELDS = (
     "seq, id, channel, kind, content_type, native_id, facts, received_at, size, sha256, fingerprint, conflict_with,"
     " tries, code, reason"
 )
+_COLUMNS = f"{_FIELDS} FROM message"
+_COLUMNS_AND_BODY = f"{_FIELDS}, bytes FROM message LEFT JOIN body USING (seq)"
 _MEMORISE = "INSERT INTO memo VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 _KNOWN = "SELECT id FROM message WHERE id IN (SELECT value FROM json_each(?))"
 _INSERT_MESSAGES = (
@@ -147,7 +149,8 @@ class Spool:
             self._path,
             _SCHEMA,
             put_all=self._put_all,
-            before_commit=self._before_commit,
+            before_commit=self._write_ledger,
+            sync=self._sync_files,
             settled=self._settle_ledger,
             opened=self._opened,
             replace=self._replace_damaged,
@@ -204,22 +207,19 @@ class Spool:
         Raises Unavailable("spool_failed"), and Rejected("idempotency_mismatch") for a message with `on_conflict`
         "refuse" whose native id is known with other content.
         """
-        try:
-            return await self._put(entry)
-        except OSError as error:
-            raise Unavailable("spool_failed", reason=str(error)) from error
-
-    async def _put(self, entry: Entry) -> Receipt:
         body = entry.raw.body
         receipt: Receipt
-        if isinstance(body, BodyFile):
-            await asyncio.to_thread(_sync, body.path)
-            receipt = await self._journal.put(entry)
-            body.path.unlink(missing_ok=True)
-        elif len(body) > self._inline_bytes:
-            return await self._put_as_file(entry, body)
-        else:
-            receipt = await self._journal.put(entry)
+        try:
+            if isinstance(body, BodyFile):
+                await asyncio.to_thread(_sync, body.path)
+                receipt = await self._journal.put(entry)
+                body.path.unlink(missing_ok=True)
+            elif len(body) > self._inline_bytes:
+                receipt = await self._put_as_file(entry, body)
+            else:
+                receipt = await self._journal.put(entry)
+        except OSError as error:
+            raise Unavailable("spool_failed", reason=str(error)) from error
         return receipt
 
     async def _put_as_file(self, entry: Entry, body: bytes) -> Receipt:
@@ -383,32 +383,47 @@ class Spool:
     ) -> list[Row]:
         rows: list[Row] = []
         total = 0
-        for found in db.execute(f"SELECT {_COLUMNS} FROM message WHERE {where}", values):  # noqa: S608 - our own text
+        what = _COLUMNS if max_body_bytes is None else _COLUMNS_AND_BODY
+        for found in db.execute(f"SELECT {what} WHERE {where}", values):
             total += found[8]
             if max_body_bytes is not None and rows and total > max_body_bytes:
                 break
-            rows.append(self._row(db, found, with_body=max_body_bytes is not None))
+            rows.append(self._row(*found))
         return rows
 
-    def _row(self, db: sqlite3.Connection, found: tuple[Any, ...], *, with_body: bool) -> Row:
-        seq, id_, channel, kind, content_type, native_id, facts, received_at, size, sha256 = found[:10]
-        fingerprint, conflict_with, tries, code, reason = found[10:]
-        body, fault = self._body(db, seq, id_) if with_body else (b"", None)
+    def _row(  # in the order of _FIELDS
+        self,
+        seq: int,
+        id_: str,
+        channel: str,
+        kind: str,
+        content_type: str,
+        native_id: str | None,
+        facts: bytes,
+        received_at: int,
+        size: int,
+        sha256: bytes,
+        fingerprint: bytes,
+        conflict_with: str | None,
+        tries: int,
+        code: str | None,
+        reason: str | None,
+        body: bytes | None = b"",
+    ) -> Row:
+        fault = None
+        if body is None:
+            body, fault = self._body_file(id_)
         moment = datetime.fromtimestamp(received_at / 1000, UTC)
         message = StoredMessage(id_, channel, kind, body, content_type, native_id, orjson.loads(facts), moment)
         return Row(seq, message, size, sha256, fingerprint, conflict_with, tries, code, reason, fault)
 
     def _located(self, db: sqlite3.Connection, row: Row) -> Row:
-        file = self._raw / row.message.id
-        if file.exists():
-            return replace(row, file=file)
-        body, fault = self._body(db, row.seq, row.message.id)
-        return replace(row, message=replace(row.message, body=body), fault=fault)
-
-    def _body(self, db: sqlite3.Connection, seq: int, id_: str) -> tuple[bytes, str | None]:
-        inline = db.execute("SELECT bytes FROM body WHERE seq = ?", (seq,)).fetchone()
+        inline = db.execute("SELECT bytes FROM body WHERE seq = ?", (row.seq,)).fetchone()
         if inline:
-            return inline[0], None
+            return replace(row, message=replace(row.message, body=inline[0]))
+        return replace(row, file=self._raw / row.message.id)
+
+    def _body_file(self, id_: str) -> tuple[bytes, str | None]:
         try:
             return (self._raw / id_).read_bytes(), None
         except OSError as error:
@@ -538,10 +553,12 @@ class Spool:
         self.last_message.update(newest.fetchall())
         self.bytes = db.execute("SELECT coalesce(sum(size + ?), 0) FROM message", (ROW_BYTES,)).fetchone()[0]
 
-    def _before_commit(self, db: sqlite3.Connection) -> None:
+    def _sync_files(self) -> None:
         if self._raw_changed:
             _sync(self._raw)
             self._raw_changed = False
+
+    def _write_ledger(self, db: sqlite3.Connection) -> None:
         db.executemany(
             "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (channel, entry) DO UPDATE SET n = n + excluded.n",
             [(channel, name, n) for (channel, name), n in self._changes.items()],

@@ -102,7 +102,7 @@ class Workers:
         except BaseException as error:
             await _kill(child)
             if isinstance(error, OSError | EOFError | TimeoutError):
-                raise Failed(f"no worker could be started: {_end_of(child)}") from error
+                raise Failed("no worker could be started") from error
             raise
         log.debug("worker.started", pid=child.pid)
         return child
@@ -114,8 +114,7 @@ class Workers:
         except TimeoutError:
             raise Rejected("too_slow", reason=f"normalizing took more than {self._timeout_secs:g} s") from None
         except (OSError, EOFError) as error:
-            await _kill(child)
-            raise Failed(f"the worker ended: {_end_of(child)}") from error
+            raise Failed(f"the worker ended: {await _end_of(child)}") from error
 
 
 async def _exchange(child: Process, message: object) -> Any:
@@ -137,7 +136,11 @@ async def _kill(child: Process) -> None:
     await asyncio.shield(asyncio.ensure_future(child.communicate()))
 
 
-def _end_of(child: Process) -> str:
+async def _end_of(child: Process) -> str:
+    # Not by killing it: Popen.kill polls, and takes the status from asyncio.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_SECS):
+            await child.wait()
     status = child.returncode or 0
     return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
