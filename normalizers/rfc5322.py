@@ -1,0 +1,288 @@
+"""A mail, from whatever way it came.
+
+    theirs                              ours
+    From (else Sender)                  sender: the first mailbox
+    Sender, where it is another         fields.sender
+    To, Cc, Bcc, Reply-To               recipients with their names
+    Delivered-To, X-Original-To         recipients, delivered_to
+    envelope's recipients (facts)       recipients, envelope
+    Date                                sent_at
+    Subject                             subject; a reference number in it is fields.reference_hint
+    text/plain, else text/html          full_text; text without quoted history and signature
+    text/html                           html, sanitised
+    every other part                    parts
+    Message-ID, In-Reply-To, References thread; its root is the conversation
+    Importance, X-Priority              priority
+    List-Id                             fields.list_id
+
+A reference number in a subject is a hint, as anyone may write one; fields.reference is one that came back in an address
+which we signed.
+The facts are what the channel knew: `mail_from`, `rcpt_to`, `authserv_ids`, `authentication`, `reference`, `tags`,
+`queue`, `size` and `truncated`, `unreadable`, `limits`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from gateway import contract
+from gateway.contract import Draft, StoredMessage
+from gateway.envelope import Identity, Message, Oddity, Omission, Recipient, Sender, Thread
+from gateway.errors import Rejected
+from gateway.mail import addresses, content, dates, identity, language
+from gateway.mail.addresses import Address
+from gateway.mail.content import Block, Content
+from gateway.mail.message import Headers, Limits, Part, header_block, parse
+from gateway.text import file_name, html_to_text, one_line, plain_text, sanitise_html
+
+Role = Literal["to", "cc", "bcc", "reply_to", "delivered_to", "envelope"]
+
+_ROLES: Sequence[tuple[str, Role]] = (
+    ("To", "to"),
+    ("Cc", "cc"),
+    ("Bcc", "bcc"),
+    ("Reply-To", "reply_to"),
+    ("Delivered-To", "delivered_to"),
+    ("X-Original-To", "delivered_to"),
+)
+_MAX_SUBJECT_CHARS = 2000
+_MAX_NAME_CHARS = 300
+_MAX_ID_CHARS = 998  # a line of RFC 5322
+_PRIORITIES = {"1": "high", "2": "high", "4": "low", "5": "low", "high": "high", "urgent": "high", "low": "low"}
+_PRIORITIES |= {"non-urgent": "low"}
+_BRACKETED = re.compile(r"<([^<>]{1,2000})>")
+_REFERENCE = re.compile(r"(?<![0-9A-Za-z-])((?:[0-9A-HJKMNP-TV-Z]{4}-){2}[0-9A-HJKMNP-TV-Z]{4})(?![0-9A-Za-z-])")
+_CID = re.compile(r"""cid:([^"'\s<>)]{1,500})""", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"\bHTML\b.{0,60}(?:e-?mail|message|format|view|capable|邮件|格式)|(?:not|n't|不)\s?(?:support|display|支持|显示).{0,20}HTML",
+    re.IGNORECASE | re.DOTALL,
+)
+_PLACEHOLDER_CHARS = 400
+_ENCRYPTED = frozenset({"application/pgp-encrypted", "multipart/encrypted"})
+_SMIME = frozenset({"application/pkcs7-mime", "application/x-pkcs7-mime"})
+
+
+def normalize(raw: StoredMessage) -> Draft:
+    """Raises Rejected only for a mail that the mailbox could not give."""
+    facts = raw.facts
+    if reason := facts.get("unreadable"):
+        raise Rejected("unreadable", reason=str(reason))
+    limits = Limits(**facts.get("limits", {}))
+    mail = parse(raw.body, limits)
+    found = content.read(mail)
+    omissions = [*_left_out(mail, facts, limits)]
+    html = _html(found, limits, omissions)
+    whole = _cut("\n\n".join(filter(None, (_readable(block) for block in found.blocks))), limits, omissions)
+    parts = tuple(_parts(found, html or "", limits, omissions))
+    thread = _thread(mail.headers, limits)
+    text = whole
+    message = Message(
+        conversation=_root(thread),
+        sent_at=dates.parse(mail.headers.first("Date")),
+        sender=_sender(mail.headers),
+        recipients=tuple(_recipients(mail.headers, facts, limits, omissions)),
+        subject=one_line(mail.headers.text("Subject"))[:_MAX_SUBJECT_CHARS] or None,
+        text=text,
+        full_text=whole,
+        html=html,
+        language=language.guess(text or whole),
+        fields=_fields(mail.headers, facts),
+        priority=_priority(mail.headers),
+        tags=tuple(facts.get("tags", ())),
+        queue=facts.get("queue"),
+        thread=thread,
+        omissions=tuple(omissions),
+        warnings=(*found.oddities, *_sealed(mail)),
+    )
+    return Draft(message, parts)
+
+
+# People
+
+
+def _sender(headers: Headers) -> Sender:
+    author = next((_mailboxes(headers, name, 1) for name in ("From", "Sender") if headers.first(name)), [])
+    if not author:
+        return Sender()
+    first = author[0]
+    identities = (Identity(kind="email", value=first.address),) if first.address else ()
+    return Sender(name=first.name[:_MAX_NAME_CHARS] or None, identities=identities)
+
+
+def _mailboxes(headers: Headers, name: str, limit: int) -> list[Address]:
+    """Of every header of that name: a second To is forbidden, and its people are addressed all the same."""
+    found: list[Address] = []
+    for value in headers.all(name):
+        if len(found) < limit:
+            found += addresses.parse(value, headers.charset, limit - len(found))
+    return found
+
+
+def _recipients(
+    headers: Headers, facts: Mapping[str, Any], limits: Limits, omissions: list[Omission]
+) -> Iterator[Recipient]:
+    """Each address once in a role. The envelope's come first: they are few, and what the queue depends on."""
+    left = limits.recipients
+    for value in facts.get("rcpt_to", ()):
+        left -= 1
+        yield Recipient(value=one_line(value), role="envelope")
+    seen: set[tuple[str, str]] = set()
+    for header, role in _ROLES:
+        people = _mailboxes(headers, header, left + 1) if left >= 0 and header in headers else []
+        for person in people:
+            if not person.address or (role, person.address) in seen:
+                continue
+            if left <= 0:
+                reason = f"more than {limits.recipients} recipients"
+                omissions.append(Omission(what="recipients", reason=reason))
+                return
+            left -= 1
+            seen.add((role, person.address))
+            yield Recipient(value=person.address, role=role, name=person.name[:_MAX_NAME_CHARS] or None)
+
+
+def _fields(headers: Headers, facts: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if list_id := headers.text("List-Id"):
+        inner = _BRACKETED.search(list_id)
+        fields["list_id"] = one_line(inner[1] if inner else list_id)[:_MAX_NAME_CHARS]
+    if (sender := _mailboxes(headers, "Sender", 1)) and sender[0].address:
+        author = _mailboxes(headers, "From", 1)
+        if author and author[0].address != sender[0].address:
+            fields["sender"] = sender[0].address
+    if reference := facts.get("reference"):
+        fields["reference"] = reference
+    if hint := _REFERENCE.search(headers.text("Subject")[:_MAX_SUBJECT_CHARS]):
+        fields["reference_hint"] = hint[1]
+    return fields
+
+
+def _priority(headers: Headers) -> str | None:
+    """`X-Priority: 1 (Highest)`, `Importance: High`, `Priority: urgent` (RFC 2156)."""
+    for name in ("Importance", "X-Priority", "Priority", "X-MSMail-Priority"):
+        if value := headers.first(name):
+            word = value.split(None, 1)[0].lower().decode("ascii", "replace")
+            if priority := _PRIORITIES.get(word):
+                return priority
+    return None
+
+
+# Place in a conversation
+
+
+def _thread(headers: Headers, limits: Limits) -> Thread:
+    references = _ids(headers, "References")
+    if len(references) > limits.references:  # the root and the latest tell most
+        references = [references[0], *references[1 - limits.references :]]
+    answered = _ids(headers, "In-Reply-To")[: limits.references]
+    own = identity.message_id(headers)
+    return Thread(message_id=own or None, in_reply_to=tuple(answered), references=tuple(references))
+
+
+def _ids(headers: Headers, name: str) -> list[str]:
+    """Between angle brackets, as RFC 5322 (3.6.4) has it; else the words with an @."""
+    text = headers.text(name)
+    found = ("".join(one_line(id_).split()) for id_ in _BRACKETED.findall(text))
+    if "<" not in text:
+        found = (one_line(word).strip(",;\"'") for word in text.split() if "@" in word)
+    return [id_ for id_ in dict.fromkeys(found) if id_ and len(id_) <= _MAX_ID_CHARS]
+
+
+def _root(thread: Thread) -> str | None:
+    return next(iter((*thread.references, *thread.in_reply_to)), None) or thread.message_id
+
+
+# Text
+
+
+def _readable(block: Block) -> str:
+    """The block's text without blank lines around it."""
+    if block.html and (not block.plain.strip() or _is_placeholder(block.plain)):
+        return html_to_text(block.html)
+    return plain_text(block.plain)
+
+
+def _is_placeholder(plain: str) -> bool:
+    return len(plain) < _PLACEHOLDER_CHARS and _PLACEHOLDER.search(plain) is not None
+
+
+def _cut(text: str, limits: Limits, omissions: list[Omission]) -> str:
+    if len(text) > limits.text_chars:
+        reason = f"longer than {limits.text_chars} characters"
+        omissions.append(Omission(what="text", reason=reason, size=len(text)))
+    return text[: limits.text_chars]
+
+
+def _html(found: Content, limits: Limits, omissions: list[Omission]) -> str | None:
+    html = content.joined_html(found.blocks)
+    if len(html) > limits.text_chars:
+        reason = f"longer than {limits.text_chars} characters"
+        omissions.append(Omission(what="html", reason=reason, size=len(html)))
+        html = html[: limits.text_chars]
+    return sanitise_html(html) or None if html.strip() else None
+
+
+# Files
+
+
+def _parts(found: Content, html: str, limits: Limits, omissions: list[Omission]) -> Iterator[contract.Part]:
+    shown = {unquote(cid) for cid in _CID.findall(html)} if "cid:" in html else set()
+    left = limits.attachment_bytes
+    for number, part in enumerate(found.files):
+        name, size = _file_name(part), len(part.body)
+        if number >= limits.attachments or size > left:
+            over = f"more than {limits.attachments} files" if size <= left else f"over {limits.attachment_bytes} bytes"
+            omissions.append(Omission(what="attachment", reason=over, filename=name or None, size=size))
+            continue
+        left -= size
+        cid = one_line(part.content_id or "")[:_MAX_ID_CHARS]
+        inline = cid in shown or (bool(cid) and id(part) in found.related) or _is_picture_inline(part)
+        yield contract.Part(part.body, name, part.content_type, inline, cid or None)
+
+
+def _is_picture_inline(part: Part) -> bool:
+    return part.disposition == "inline" and part.content_type.startswith("image/")
+
+
+def _file_name(part: Part) -> str:
+    """As the sender meant it; a mail without a name has its subject's."""
+    name = file_name(part.filename)
+    if name or part.content_type != "message/rfc822":
+        return name
+    inner, _ = header_block(part.body)
+    subject = file_name(one_line(inner.text("Subject")).replace("/", "_").replace("\\", "_"))
+    return f"{subject[:100].strip(' .')}.eml" if subject else "message.eml"
+
+
+# What is missing or sealed
+
+
+def _left_out(mail: Part, facts: Mapping[str, Any], limits: Limits) -> Iterator[Omission]:
+    if facts.get("truncated"):
+        yield Omission(
+            what="message", reason="larger than the channel takes; the rest was not read", size=facts.get("size")
+        )
+    if mail.headers.omitted:
+        yield Omission(what="header", reason="longer than is read", size=mail.headers.omitted)
+    if lost := sum(part.omitted for part in _walk(mail)):
+        yield Omission(what="attachment", reason=f"{lost} parts beyond {limits.parts} parts or {limits.depth} levels")
+
+
+def _sealed(mail: Part) -> Iterator[Oddity]:
+    """Text that nobody here can read."""
+    for part in _walk(mail):
+        if part.content_type in _ENCRYPTED:
+            yield Oddity(code="encrypted", detail="OpenPGP")
+            return
+        if part.content_type in _SMIME and part.params.get("smime-type", "") not in {"signed-data", "certs-only"}:
+            yield Oddity(code="encrypted", detail="S/MIME")
+            return
+
+
+def _walk(mail: Part) -> Iterator[Part]:
+    pending = [mail]
+    while pending:
+        part = pending.pop()
+        yield part
+        pending += part.children
