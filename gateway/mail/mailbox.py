@@ -1,10 +1,10 @@
 r"""Old mail where it lies: mbox files, Maildirs, single messages, and folders of all of these.
 
-mbox: RFC 4155, and what programs make of it. A message begins behind an empty line, or where there can be no
-doubt without one, with a line `From … time … year` that a header field follows; so neither text that begins with "From "
-nor a missing quotation mark ends one early. A Content-Length that leads exactly to the next message is believed (mboxcl, mboxcl2). Of the lines `>From `, `>>From `
-in a body one `>` is taken away (mboxrd, and mboxo as far as it can be told apart), unless such a body shows by an
-unquoted "From " that its writer quotes nothing (mboxcl2).
+mbox: RFC 4155, and what programs make of it. A message begins with a line `From … time … year` that a header field
+follows, behind an empty line, or without one where there can be no doubt; so neither text that begins with "From " nor a
+missing quotation mark ends one early. A Content-Length that leads exactly to the next message is believed (mboxcl,
+mboxcl2). Of the lines `>From `, `>>From ` in a body one `>` is taken away (mboxrd, and mboxo as far as it can be told
+apart), unless such a body shows by an unquoted "From " that its writer quotes nothing (mboxcl2).
 Maildir: cr.yp.to/proto/maildir.html, with subfolders as Maildir++ or as plain folders.
 
 Whatever is there is read, also what a mail program has only marked as deleted. No more than one message is in memory.
