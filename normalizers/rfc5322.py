@@ -44,15 +44,16 @@ _ROLES: Sequence[tuple[str, Role]] = (
     ("Bcc", "bcc"),
     ("Reply-To", "reply_to"),
     ("Delivered-To", "delivered_to"),
-    ("X-Original-To", "delivered_to"),
 )
-_MAX_SUBJECT_CHARS = 2000
+_ORIGINAL_TO: tuple[str, Role] = ("X-Original-To", "delivered_to")  # Postfix' word, before its aliases
+_MAX_SUBJECT_CHARS = 10_000
 _MAX_NAME_CHARS = 300
 _MAX_ID_CHARS = 998  # a line of RFC 5322
 _PRIORITIES = {"1": "high", "2": "high", "4": "low", "5": "low", "high": "high", "urgent": "high", "low": "low"}
 _PRIORITIES |= {"non-urgent": "low"}
 _BRACKETED = re.compile(r"<([^<>]{1,2000})>")
 _REFERENCE = re.compile(r"(?<![0-9A-Za-z-])((?:[0-9A-HJKMNP-TV-Z]{4}-){2}[0-9A-HJKMNP-TV-Z]{4})(?![0-9A-Za-z-])")
+_LANGUAGE = re.compile("[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,3}")
 _CID = re.compile(r"""cid:([^"'\s<>)]{1,500})""", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"\bHTML\b.{0,60}(?:e-?mail|message|format|view|capable|邮件|格式)|(?:not|n't|不)\s?(?:support|display|支持|显示).{0,20}HTML",
@@ -82,11 +83,11 @@ def normalize(raw: StoredMessage) -> Draft:
         sent_at=dates.parse(mail.headers.first("Date")),
         sender=_sender(mail.headers),
         recipients=tuple(_recipients(mail.headers, facts, limits, omissions)),
-        subject=one_line(mail.headers.text("Subject"))[:_MAX_SUBJECT_CHARS] or None,
+        subject=_subject(mail.headers, omissions),
         text=text,
         full_text=whole,
         html=html,
-        language=language.guess(text or whole),
+        language=_language(mail.headers, text or whole),
         fields=_fields(mail.headers, facts),
         priority=_priority(mail.headers),
         tags=tuple(facts.get("tags", ())),
@@ -128,7 +129,7 @@ def _recipients(
         left -= 1
         yield Recipient(value=one_line(value), role="envelope")
     seen: set[tuple[str, str]] = set()
-    for header, role in _ROLES:
+    for header, role in _ROLES if "Delivered-To" in headers else (*_ROLES, _ORIGINAL_TO):
         people = _mailboxes(headers, header, left + 1) if left >= 0 and header in headers else []
         for person in people:
             if not person.address or (role, person.address) in seen:
@@ -168,6 +169,22 @@ def _priority(headers: Headers) -> str | None:
     return None
 
 
+def _subject(headers: Headers, omissions: list[Omission]) -> str | None:
+    subject = one_line(headers.text("Subject"))
+    if len(subject) > _MAX_SUBJECT_CHARS:
+        reason = f"longer than {_MAX_SUBJECT_CHARS} characters"
+        omissions.append(Omission(what="subject", reason=reason, size=len(subject)))
+    return subject[:_MAX_SUBJECT_CHARS] or None
+
+
+def _language(headers: Headers, text: str) -> str | None:
+    """The text decides; Content-Language (RFC 3282) is often that of the program, and believed where they agree."""
+    guessed = language.guess(text)
+    said = one_line(headers.text("Content-Language"))
+    agree = _LANGUAGE.fullmatch(said) and guessed in {None, said.partition("-")[0].lower()}
+    return said if agree and text else guessed
+
+
 # Place in a conversation
 
 
@@ -183,10 +200,16 @@ def _thread(headers: Headers, limits: Limits) -> Thread:
 def _ids(headers: Headers, name: str) -> list[str]:
     """Between angle brackets, as RFC 5322 (3.6.4) has it; else the words with an @."""
     text = headers.text(name)
-    found = ("".join(one_line(id_).split()) for id_ in _BRACKETED.findall(text))
+    found = (_id(id_) for id_ in _BRACKETED.findall(text))
     if "<" not in text:
         found = (one_line(word).strip(",;\"'") for word in text.split() if "@" in word)
     return [id_ for id_ in dict.fromkeys(found) if id_ and len(id_) <= _MAX_ID_CHARS]
+
+
+def _id(text: str) -> str:
+    """Without the blanks that folding left, but for those in quotes."""
+    id_ = one_line(text)
+    return id_ if '"' in id_ else "".join(id_.split())
 
 
 def _root(thread: Thread) -> str | None:
@@ -275,8 +298,9 @@ def _sealed(mail: Part) -> Iterator[Oddity]:
         if part.content_type in _ENCRYPTED:
             yield Oddity(code="encrypted", detail="OpenPGP")
             return
-        if part.content_type in _SMIME and part.params.get("smime-type", "") not in {"signed-data", "certs-only"}:
-            yield Oddity(code="encrypted", detail="S/MIME")
+        if part.content_type in _SMIME:
+            signed = part.params.get("smime-type", "").lower() == "signed-data"
+            yield Oddity(code="opaque_signature" if signed else "encrypted", detail="S/MIME")
             return
 
 

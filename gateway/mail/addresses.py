@@ -28,6 +28,7 @@ _TOKEN = re.compile(
 _UNQUOTED = re.compile(_TOKEN.pattern.replace(rb'"(?P<quoted>(?:[^"\\]|\\.)*+)"', rb"(?P<quoted>(?!))"), _TOKEN.flags)
 _PARENTHESIS = re.compile(rb"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_FULL_WIDTH = str.maketrans("＜＞＠", "<>@")  # typed by hand
 _COMMENT = re.compile(r"\([^()]*\)")
 _BLANKS_AROUND = re.compile(r"\s*([@.])\s*")
 _ADDRESS = re.compile(r"""[^\s<>()",;:\\@\[\]']+@(?:[^\s<>()",;:\\@\[\]']+|\[[^\[\]\s]*\])""")
@@ -56,7 +57,7 @@ def parse(raw: bytes, hint: str = "", limit: int = 1000) -> list[Address]:
     simple = _SIMPLE.fullmatch(raw)
     if simple:
         return [Address(_name(simple[1] or simple[2] or b"", hint), _address(words.decode(simple[3], hint)))]
-    if _BARE.fullmatch(raw):
+    if raw.isascii() and _BARE.fullmatch(raw):
         return [Address("", _address(words.decode(raw, hint)))]
     found: list[Address] = []
     held: list[bytes] = []  # of a name that a comma cut in two
@@ -128,11 +129,11 @@ def _read(mailbox: _Mailbox, hint: str) -> Address:
         return Address(_name(text.strip(b" \t<>") or comment, hint), address)
     if mailbox.quoted_local:
         return Address(_name(comment or text, hint), _address(words.decode(mailbox.quoted_local, hint)))
-    plain = words.decode(text, hint).strip().removeprefix("mailto:")
+    plain = words.decode(text, hint).translate(_FULL_WIDTH).strip().removeprefix("mailto:")
     found = _ADDRESS.search(plain) or _ADDRESS.search(plain := _BLANKS_AROUND.sub(r"\1", plain))
     if not found:
         return Address(_cleaned(plain) or _name(comment, hint), "")
-    beside = _cleaned(plain[: found.start()] + plain[found.end() :])
+    beside = _cleaned(plain[: found.start()].rstrip(" <") + plain[found.end() :].lstrip(" >"))
     return Address(beside or _name(comment, hint), _address(found[0]))
 
 

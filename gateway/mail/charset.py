@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from encodings.aliases import aliases
 
 _SAMPLE_BYTES = 4096  # what is looked at to tell one charset from another
+_DOUBTED_BYTES = 24  # fewer high bytes than these say nothing against a label
 
 # theirs -> what is tried, in this order
 _GB, _BIG5, _KOREAN, _SJIS = ("gb18030",), ("cp950", "big5hkscs"), ("cp949",), ("cp932", "shift_jis_2004")
@@ -196,7 +197,7 @@ def _labelled(data: bytes, codecs: tuple[str, ...]) -> Decoded | None:
 def _fits(data: bytes, codec: str) -> bool:
     if codec in _WIDE:
         return b"\0" in data or _strict(data, "utf-8") is None
-    return data.isascii() or codec == "iso2022_kr"
+    return _KOREAN_ESCAPE in data if codec == "iso2022_kr" else data.isascii()
 
 
 def _utf8(data: bytes) -> Decoded | None:
@@ -204,9 +205,13 @@ def _utf8(data: bytes) -> Decoded | None:
         return None if b"\x1b" in data or (b"\0" in data and _zeros(data)) else Decoded(text, "utf-8")
     text = data.decode("utf-8", "replace")
     lost = text.count("\ufffd")
-    read = sum(map(len, _UTF8_WIDE.findall(data[: 16 * _SAMPLE_BYTES]))) // 3
+    read = len(_UTF8_WIDE.findall(data[: 16 * _SAMPLE_BYTES]))
     pairs = len(re.findall(rb"[\xc2-\xdf][\x80-\xbf](?![\x80-\xbf])", data[: 16 * _SAMPLE_BYTES]))
     return Decoded(text, "utf-8", lost) if read > lost or (read + pairs > 2 * lost and not read < pairs < 8) else None
+
+
+def _is_clearly_utf8(data: bytes, torn: Decoded) -> bool:
+    return len(_UTF8_WIDE.findall(data[:_SAMPLE_BYTES])) > max(1, 2 * torn.replaced)
 
 
 def _is_utf8(data: bytes, labelled: str, text: str) -> bool:
@@ -219,9 +224,9 @@ def _is_utf8(data: bytes, labelled: str, text: str) -> bool:
 def _doubted(data: bytes, codec: str) -> bool:
     """Whether another charset makes sense of what this one makes none of."""
     own = _score(data, codec)
-    if own >= 0.15:
+    if own >= 0.15 or sum(map(len, _HIGH_RUN.findall(data[:_SAMPLE_BYTES]))) < _DOUBTED_BYTES:
         return False
-    return max(_score(data, other) for other in _CANDIDATES) >= 0.6 and len(_HIGH_RUN.findall(data[:_SAMPLE_BYTES])) > 0
+    return max(_score(data, other) for other in _CANDIDATES) >= 0.6
 
 
 def _guessed(data: bytes, codecs: tuple[str, ...], hints: Iterable[str]) -> Decoded:
@@ -233,7 +238,8 @@ def _guessed(data: bytes, codecs: tuple[str, ...], hints: Iterable[str]) -> Deco
         hinted = codecs_of(hint)
         if hinted and hinted[0] not in _STATEFUL | _WIDE | _DOUBTFUL and not (found := _by(data, hinted)).replaced:
             return found
-    return _likeliest(data, codecs)
+    torn = _utf8(data)
+    return torn if torn and _is_clearly_utf8(data, torn) else _likeliest(data, codecs)
 
 
 def _escaped(data: bytes) -> Decoded | None:
@@ -251,7 +257,7 @@ def _zeros(data: bytes) -> str:
     sample = data[:_SAMPLE_BYTES]
     half = len(sample) // 2
     odd, even = sample[1::2].count(0), sample[0::2].count(0)
-    if half and max(odd, even) > 0.4 * half and min(odd, even) < 0.1 * half:
+    if half > 3 and max(odd, even) > 0.4 * half and min(odd, even) < 0.1 * half:
         return "utf-16-le" if odd > even else "utf-16-be"
     return ""
 

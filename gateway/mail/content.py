@@ -120,15 +120,18 @@ def _blocks(group: list[_Leaf], content: Content) -> list[Block]:
     if not group[0].choice:
         return [_block(leaf.part, text) for leaf, text in read_]
     html = max((leaf.form for leaf, _ in read_ if leaf.part.content_type == "text/html"), default=0)
-    plain = min(
-        (leaf.form for leaf, _ in read_ if leaf.part.content_type != "text/html" and leaf.form != html), default=0
-    )
+    other = [leaf for leaf, _ in read_ if leaf.part.content_type != "text/html" and leaf.form != html]
+    plain = min(other, key=_plainness).form if other else 0
     if not plain or not html:
         return [_block(leaf.part, text) for leaf, text in read_ if leaf.form == (html or plain)]
     # Both forms: the plain one is the text. Where the HTML form is in several pieces, their order is kept.
     pieces = [_block(leaf.part, text) for leaf, text in read_ if leaf.form == html]
     whole = "\n\n".join(text for leaf, text in read_ if leaf.form == plain)
     return [Block(whole, joined_html(pieces))]
+
+
+def _plainness(leaf: _Leaf) -> tuple[bool, int]:
+    return leaf.part.content_type != "text/plain", leaf.form
 
 
 def _block(part: Part, text: str) -> Block:

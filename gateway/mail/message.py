@@ -32,9 +32,9 @@ class Limits:
 _FIELD = re.compile(rb"^([!-9;-~]{1,200}+)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.MULTILINE)
 _NO_FIELD = re.compile(rb"^(?![!-9;-~]{1,200}+[ \t]*+:|[ \t]|\r?$)", re.MULTILINE)
 _END = re.compile(rb"\n\r?\n")
-_FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_FOLD = re.compile(rb"(?:\r?\n[ \t]++(?=\r?\n|\Z))++|\r?\n(?=[ \t])")  # a line of blanks is nothing
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+\r?\n)++")
-_ENVELOPE_LINE = re.compile(rb">?From [^\n]*\n")
+_ENVELOPE_LINE = re.compile(rb">?From (?![ \t]*+:)[^\n]*\n")
 _PARAMETER_LINE = re.compile(rb"[ \t]*[A-Za-z][A-Za-z0-9*-]{0,40}\s?=")
 _KNOWN = re.compile(
     rb"(?:from|to|cc|bcc|subject|date|sender|reply-to|received|return-path|delivered-to|message-id|in-reply-to|references"
@@ -104,7 +104,7 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
     data = _line_ends(raw)
     start = _beginning(data)
     root, body = _part(data, start, len(data), "text/plain", limits)
-    pending = [(root, body, 1)]
+    pending = [(root, body, 1)] if root.is_multipart else []
     left = limits.parts
     while pending:
         part, span, depth = pending.pop()
@@ -113,7 +113,7 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
             _become_leaf(part, data, span)
             continue
         spans = _spans(data, span, part)
-        if not spans:  # no delimiter: it is text, whatever it calls itself
+        if spans is None:  # no delimiter: it is text, whatever it calls itself
             part.content_type = "text/plain"
             _become_leaf(part, data, span)
             continue
@@ -251,20 +251,22 @@ def _unfolded(value: bytes) -> bytes:
 # Multiparts
 
 
-def _spans(data: bytes, span: Span, part: Part) -> list[Span]:
-    """Where the parts lie; [] when there is no delimiter to be found."""
+def _spans(data: bytes, span: Span, part: Part) -> list[Span] | None:
+    """Where the parts lie; None when there is no delimiter to be found."""
     boundary = part.params.get("boundary", "").strip().encode("utf-8", "replace")
-    found = _split(data, span, boundary) if boundary else []
-    if not found and (guess := _DELIMITER.search(data, max(0, span[0] - 1), min(span[1], span[0] + _DELIMITER_BYTES))):
+    found = _split(data, span, boundary) if boundary else None
+    if found is None and (
+        guess := _DELIMITER.search(data, max(0, span[0] - 1), min(span[1], span[0] + _DELIMITER_BYTES))
+    ):
         found = _split(data, span, guess[1])
     return found
 
 
-def _split(data: bytes, span: Span, boundary: bytes) -> list[Span]:
+def _split(data: bytes, span: Span, boundary: bytes) -> list[Span] | None:
     start, end = span
     spans: list[Span] = []
     opened = -1
-    at = start - 1  # the line end before the body may be that of the first delimiter
+    at = max(0, start - 1)  # the line end before the body may be that of the first delimiter
     while (at := data.find(b"\n--" + boundary, at, end)) >= 0:
         tail = at + 3 + len(boundary)
         stop = data.find(b"\n", tail, end)
@@ -275,13 +277,18 @@ def _split(data: bytes, span: Span, boundary: bytes) -> list[Span]:
             continue
         if opened >= 0:
             spans.append((opened, _without_cr(data, opened, at)))
-        opened = -1 if rest else min(stop + 1, end)
         if rest:
-            return spans
+            return spans or _never_opened(data, start, at)
+        opened = min(stop + 1, end)
         at = stop
     if opened >= 0:
         spans.append((opened, end))
-    return spans
+    return spans or None
+
+
+def _never_opened(data: bytes, start: int, end: int) -> list[Span]:
+    """Of a multipart that only ends, what stands before that is a part."""
+    return [(start, end)] if data[start:end].strip() else []
 
 
 def _without_cr(data: bytes, start: int, end: int) -> int:

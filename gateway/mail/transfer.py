@@ -9,6 +9,7 @@ _NOT_ALPHABET = bytes(byte for byte in range(256) if byte not in _ALPHABET)
 _NOT_BASE64 = bytes(byte for byte in range(256) if byte not in _ALPHABET + b"=")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE = b" \t\r\n"
+_CLEARLY_BASE64 = 16
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{4,}={0,2}")
 _BROKEN_SOFT_BREAK = re.compile(rb"=(?:[ \t]++\r?\n|[ \t]*\r(?!\n))")
 _UU_BEGIN = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ?([^\r\n]*)\r?\n", re.MULTILINE)
@@ -45,7 +46,17 @@ def _base64_or_plain(body: bytes) -> bytes:
     if alien and b"+" not in body and b"/" not in body and alien == body.count(b"-") + body.count(b"_"):
         return _piece(body.translate(_URL_SAFE))
     plain = (alien > 4 and alien * 12 > len(body)) or (alien and body.count(b" ") * 12 > len(body))
-    return body if plain else _piece(body)
+    return _plain_after_all(body) if plain else _piece(body)
+
+
+def _plain_after_all(body: bytes) -> bytes:
+    """Text that only says it is base64; but what a list appended in clear is not the text."""
+    encoded = bytearray()
+    for line in body.splitlines():
+        if not _BASE64_LINE.fullmatch(line.strip(_WHITE)):
+            break
+        encoded += line.strip(_WHITE)
+    return _piece(bytes(encoded)) if len(encoded) >= _CLEARLY_BASE64 and len(encoded) % 4 == 0 else body
 
 
 def _pieces(body: bytes) -> list[bytes]:

@@ -28,15 +28,16 @@ def decode(raw: bytes, hint: str = "") -> str:
     out: list[str] = []
     at = 0
     for run in _runs(raw):
-        out.append(plain(raw[at : run[0].start], hint))
-        out.append("".join(_texts(run)))
+        text = "".join(_texts(run))
+        before = raw[at : run[0].start]
+        out += (plain(before if text else before.rstrip(b" \t"), hint), text)
         at = run[-1].end
     return "".join((*out, plain(raw[at:], hint)))
 
 
 def plain(raw: bytes, hint: str = "") -> str:
     """Text without encoded words."""
-    return raw.decode("ascii") if raw.isascii() else charset.decode(raw, hint).text
+    return raw.decode("ascii") if raw.isascii() else charset.decode(raw, "", (hint,)).text
 
 
 def _words(raw: bytes) -> Iterator[_Word]:
