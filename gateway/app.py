@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from gateway import host, registry, secret
 from gateway.address import Address
 from gateway.admin import AdminApi, health_application
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Connector, Context, RunningConnector, WebhookConnector
-from gateway.errors import ConfigError, HuiruError, Unavailable
+from gateway.contract import ChannelSettings, Connector, Context, Receipt, RunningConnector, WebhookConnector
+from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
 from gateway.intake import Intake
+from gateway.mail import mailbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.redis_server import RedisServer
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 ADMIN_SOCKET = "admin.sock"
 _SPOOL_ID = "spool_id"
+_IN_THREAD_BYTES = 64 << 10  # of an old mail, whose identity is a digest of it all
 # What a reload can change; every other key waits for a restart.
 _RELOADABLE = frozenset({"channels"})
 
@@ -102,20 +104,40 @@ class Gateway:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings, state = self.settings, self.settings.state_dir
+        self._take_state(stack, settings, state)
+        listener = stack.enter_context(host.listen(settings.http.listen))
+        self.public_url = settings.http.base_url(listener.getsockname()[1])
+        await self._start_parts(stack, settings, state)
+        self._connect(settings)
+        await self._start_pipeline(stack)
+        await self._serve_admin(stack, settings, state)
+        await self._serve_channels(stack, listener)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """The daemon without listeners and channels: what `take_mail` accepts meanwhile is published.
+
+        At its end nobody is waited for: see `drained`. Raises as `run` does.
+        """
+        async with AsyncExitStack() as stack:
+            settings, state = self.settings, self.settings.state_dir
+            self._take_state(stack, settings, state)
+            self.public_url = settings.http.base_url()
+            await self._start_parts(stack, settings, state)
+            await self._start_pipeline(stack)
+            yield
+
+    def _take_state(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         state.mkdir(parents=True, exist_ok=True, mode=0o750)
         stack.enter_context(host.lock(state))
         self._secrets = secret.load(state, settings.secret.get_secret_value() if settings.secret else None)
-        listener = stack.enter_context(host.listen(settings.http.listen))
-        self.public_url = settings.http.base_url(listener.getsockname()[1])
+
+    async def _start_parts(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         await self._start_redis(stack, settings, state)
         memo = await self._open_spool(stack, settings, state)
         self._build(settings, state, memo)
         stack.push_async_callback(self._publisher.close)
         stack.push_async_callback(self._workers.close)
-        self._connect(settings)
-        await self._start_pipeline(stack)
-        await self._serve_admin(stack, settings, state)
-        await self._serve_channels(stack, listener)
 
     async def _start_redis(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         if settings.redis.is_embedded:
@@ -260,6 +282,39 @@ class Gateway:
     def troubles(self) -> list[str]:
         """Why no messages can be accepted; empty when they can."""
         return ["stopping"] if self._stop.is_set() else self._intake.troubles()
+
+    # Old mail
+
+    def largest_mail(self, channel: str) -> int:
+        """The largest mail that a channel takes. Raises Rejected when it is not there or takes none."""
+        if channel not in self.settings.channels:
+            names = sorted(self.settings.channels)
+            hint = registry.closest(channel, names) or f"there are: {', '.join(names)}"
+            raise Rejected("not_found", f"there is no channel {channel}; {hint}")
+        largest = mailbox.largest(self.settings.channels[channel])
+        if largest is None:
+            type_ = self.settings.channels[channel].type
+            raise Rejected("invalid", f"{channel} is of type {type_}; only a mail channel takes old mail")
+        return largest
+
+    async def take_mail(self, channel: str, content: bytes, received_at: datetime | None) -> Receipt:
+        """Old mail, through its channel. Raises Rejected, and Unavailable when it is to be tried again."""
+        if len(content) > self.largest_mail(channel):
+            raise Rejected("too_large", f"{channel} takes {self.largest_mail(channel):,} bytes")
+        if self._stop.is_set():
+            raise Unavailable("stopping")
+        make, settings = mailbox.raw_message, self.settings.channels[channel]
+        in_thread = len(content) > _IN_THREAD_BYTES
+        raw = (
+            await asyncio.to_thread(make, settings, content, received_at)
+            if in_thread
+            else make(settings, content, received_at)
+        )
+        return await self._intake.door(channel)(raw)
+
+    async def drained(self) -> None:
+        """Returns when everything that can be published now is."""
+        await self._pipeline.drained()
 
     # Reload
 

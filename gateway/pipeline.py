@@ -19,7 +19,7 @@ import structlog
 
 from gateway import registry
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Draft, Normalizer, Part
+from gateway.contract import ChannelSettings, Draft, Normalizer, Part, StoredMessage
 from gateway.envelope import TYPE, Attachment, Message, event
 from gateway.errors import Rejected, Unavailable
 from gateway.identity import reference
@@ -326,6 +326,7 @@ class Pipeline:
             message,
             conversation=conversation,
             received_at=raw.received_at,
+            delivered_at=_delivered(raw),
             reference=reference(raw.id),
             channel={"name": raw.channel, "type": channel.type if channel else raw.kind},
             native_id=raw.native_id,
@@ -350,6 +351,12 @@ async def _give_way() -> None:
         turn = time.perf_counter()
         if turn - began < _IDLE_TURN_SECS:
             return
+
+
+def _delivered(raw: StoredMessage) -> datetime | None:
+    """When imported mail was delivered, if that is known and can be."""
+    then = raw.facts.get("received_at") if raw.facts.get("imported") else None
+    return min(datetime.fromisoformat(then), raw.received_at) if then else None
 
 
 def _routing(message: Message, channel: ChannelSettings | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 r"""Old mail where it lies: mbox files, Maildirs, single messages, and folders of all of these.
 
 mbox: RFC 4155, and what programs make of it. A message begins with a line `From … time … year` that a header field
-follows, behind an empty line, or without one where there can be no doubt; so neither text that begins with "From " nor a
-missing quotation mark ends one early. A Content-Length that leads exactly to the next message is believed (mboxcl,
+follows, behind an empty line, or without one where there can be no doubt; so neither text that begins with "From " nor
+a missing quotation mark ends one early. A Content-Length that leads exactly to the next message is believed (mboxcl,
 mboxcl2). Of the lines `>From `, `>>From ` in a body one `>` is taken away (mboxrd, and mboxo as far as it can be told
 apart), unless such a body shows by an unquoted "From " that its writer quotes nothing (mboxcl2).
 Maildir: cr.yp.to/proto/maildir.html, with subfolders as Maildir++ or as plain folders.
@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from gateway.contract import Body, ChannelSettings, RawMessage
 from gateway.mail import dates
+from gateway.mail.identity import fingerprint, native_id
 from gateway.mail.message import Headers, header_block
 
 _HEAD_BYTES = 64 << 10
@@ -78,6 +80,29 @@ class Unreadable:
 
 
 Found = Mail | Unreadable
+
+
+# Into a channel
+
+
+def largest(channel: ChannelSettings) -> int | None:
+    """The largest mail that a channel takes, by the key that all mail channels have. None: it is no mail channel."""
+    limit = getattr(channel, "max_message_bytes", None)
+    return int(limit) if limit is not None else None
+
+
+def raw_message(channel: ChannelSettings, body: Body, received_at: datetime | None) -> RawMessage:
+    """Old mail as the channel's own connector would hand it in, so that the same mail has the same identity (R3).
+
+    `received_at` stands in the ticket; the message's arrival is now, as that of any other.
+    """
+    facts: dict[str, Any] = {"imported": True}
+    if authserv_ids := getattr(channel, "authserv_ids", ()):
+        facts["authserv_ids"] = list(authserv_ids)
+    if received_at is not None:
+        facts["received_at"] = received_at.isoformat()
+    native = native_id(body)
+    return RawMessage("rfc5322", body, native, "message/rfc822", facts, fingerprint(native))
 
 
 # Which files there are
@@ -306,7 +331,7 @@ def _from_mbox(raw: _Raw, name: str, max_bytes: int) -> Found | None:
 
 
 def _too_large(name: str, size: int, max_bytes: int, length: int | None = None) -> Unreadable:
-    why = f"has {size:,} bytes; the channel takes {max_bytes:,} (max_request_bytes)"
+    why = f"has {size:,} bytes; the channel takes {max_bytes:,} (max_message_bytes)"
     return Unreadable(name, why, size if length is None else length)
 
 

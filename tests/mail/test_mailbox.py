@@ -151,7 +151,7 @@ def test_what_is_too_large_is_left_out_and_its_neighbours_are_not() -> None:
     assert [type(one) for one in found] == [Mail, Unreadable, Mail]
     assert isinstance(found[1], Unreadable)
     assert found[1].name == "old#2"
-    assert "5,047 bytes; the channel takes 1,000 (max_request_bytes)" in found[1].why
+    assert "5,047 bytes; the channel takes 1,000 (max_message_bytes)" in found[1].why
     assert sum(one.length for one in found) == len(box(ONE, TWO, TWO)) + 5000
 
 
