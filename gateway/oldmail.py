@@ -24,7 +24,7 @@ from gateway.mail.mailbox import Found, Mail, Unreadable, read, sources
 from gateway.settings import Whereabouts, load
 from gateway.telemetry import Redactor, set_up_logging
 
-_IN_FLIGHT, _IN_FLIGHT_BYTES = 16, 64 << 20  # messages on their way
+_IN_FLIGHT, _IN_FLIGHT_BYTES = 64, 64 << 20  # messages on their way: they share commits
 _HANDFUL, _HANDFUL_BYTES = 64, 1 << 20  # read at a time
 _LISTED = 1000  # of what is unreadable; the rest is only counted
 _LONGEST_WAIT_SECS = 5.0  # for a full spool, before it is asked again
