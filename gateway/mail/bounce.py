@@ -394,7 +394,7 @@ def _from_blocks(blocks: Sequence[dict[str, str]]) -> Report:
 def _typed(value: str) -> str:
     """The address in `rfc822; a@example.com`; some leave the type out."""
     address = value.partition(";")[2] if ";" in value else value
-    match = _ADDRESS.search(address)
+    match = _ADDRESS.search(address) or re.search(r"([^\s<>\"]{1,200}@[^\s<>\"]{1,250})", address)
     return match[1] if match else ""
 
 
