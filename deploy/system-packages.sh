@@ -48,7 +48,7 @@ run)
     "$2" -c 'import sys; from gateway.redis_server import find_server; sys.exit(find_server() is None)' \
         || need redis-server:redis-server
     ;;
-test) need redis-server:redis-server chromium:chromium node:nodejs npm:npm systemd-analyze:systemd ;;
+test) need redis-server:redis-server openssl:openssl chromium:chromium node:nodejs npm:npm systemd-analyze:systemd ;;
 bench) need redis-server:redis-server wrk:wrk ;;
 *)
     echo "usage: $0 venv FOLDER | run PYTHON | test | bench" >&2

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.mail import charset
 from gateway.mail.auto import Verdict, classify
+from gateway.mail.html import to_text
 from gateway.mail.message import Part, parse
-from gateway.text import html_to_text
 
 PAYLOADS = Path(__file__).parents[1] / "payloads" / "auto"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((PAYLOADS / "expected.json").read_text("utf-8"))
@@ -38,7 +38,7 @@ def text_of(part: Part) -> str:
     if not part.content_type.startswith("text/") or part.content_type == "text/rfc822-headers":
         return ""
     text = charset.decode(part.body, part.params.get("charset", "")).text
-    return html_to_text(text) if part.content_type == "text/html" else text
+    return to_text(text) if part.content_type == "text/html" else text
 
 
 def judged(raw: bytes) -> Verdict:
