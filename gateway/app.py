@@ -25,7 +25,7 @@ from gateway.blobs import Blobs
 from gateway.contract import ChannelSettings, Connector, Context, Receipt, RunningConnector, WebhookConnector
 from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
 from gateway.intake import Intake
-from gateway.mail import mailbox
+from gateway.mail import archive
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.redis_server import RedisServer
@@ -291,7 +291,7 @@ class Gateway:
             names = sorted(self.settings.channels)
             hint = registry.closest(channel, names) or f"there are: {', '.join(names)}"
             raise Rejected("not_found", f"there is no channel {channel}; {hint}")
-        largest = mailbox.largest(self.settings.channels[channel])
+        largest = archive.largest(self.settings.channels[channel])
         if largest is None:
             type_ = self.settings.channels[channel].type
             raise Rejected("invalid", f"{channel} is of type {type_}; only a mail channel takes old mail")
@@ -303,7 +303,7 @@ class Gateway:
             raise Rejected("too_large", f"{channel} takes {self.largest_mail(channel):,} bytes")
         if self._stop.is_set():
             raise Unavailable("stopping")
-        make, settings = mailbox.raw_message, self.settings.channels[channel]
+        make, settings = archive.raw_message, self.settings.channels[channel]
         in_thread = len(content) > _IN_THREAD_BYTES
         raw = (
             await asyncio.to_thread(make, settings, content, received_at)

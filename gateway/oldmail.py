@@ -20,7 +20,7 @@ from gateway import console
 from gateway.adminclient import Line, NotRunning
 from gateway.app import Gateway
 from gateway.errors import HuiruError, Rejected, Unavailable
-from gateway.mail.mailbox import Found, Mail, Unreadable, read, sources
+from gateway.mail.archive import Found, Mail, Unreadable, read, sources
 from gateway.settings import Whereabouts, load
 from gateway.telemetry import Redactor, set_up_logging
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from gateway.contract import ChannelSettings
 from gateway.errors import Rejected, Unavailable
-from gateway.mail.mailbox import raw_message
+from gateway.mail.archive import raw_message
 from gateway.oldmail import Tally, _Import
 from tests.core.rig import Rig
 from tests.daemon import ROOT, Daemon

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.mail.mailbox import Found, Mail, Unreadable, mbox, read, sources
+from gateway.mail.archive import Found, Mail, Unreadable, mbox, read, sources
 
 LIMIT = 1 << 20
 ONE = b"From: a@example.com\nSubject: one\n\nfirst body\n"
