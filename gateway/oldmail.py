@@ -5,6 +5,7 @@ interrupted import is simply run again. A full spool, or a busy daemon, is waite
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -65,10 +66,9 @@ class Door(Protocol):
 
 def bring(config: Path, where: Whereabouts, channel: str, paths: Sequence[Path]) -> Tally:
     """Imports all mail at these places. Raises HuiruError when it cannot begin."""
-    try:
+    with contextlib.suppress(NotRunning):
         return asyncio.run(_through(_daemon(where), channel, paths))
-    except NotRunning:
-        return asyncio.run(_through(_in_its_place(config), channel, paths))
+    return asyncio.run(_through(_in_its_place(config), channel, paths))
 
 
 @asynccontextmanager
@@ -80,7 +80,7 @@ async def _daemon(where: Whereabouts) -> AsyncIterator[Door]:
 @asynccontextmanager
 async def _in_its_place(config: Path) -> AsyncIterator[Door]:
     settings, redactor = load(config, os.environ), Redactor()
-    set_up_logging(settings.log.format, "error", redactor)
+    set_up_logging(settings.log.format, "critical", redactor)  # what becomes of a message, the quarantine tells
     gateway = Gateway(config, settings, redactor)
     async with gateway.at_work():
         yield _Own(gateway)

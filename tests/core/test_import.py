@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from redis.exceptions import RedisError
 from rich.progress import Progress
@@ -234,16 +235,46 @@ async def test_for_people_there_is_a_line_and_one_for_each_that_is_left_out(
     ("channel", "path", "status", "told"),
     [
         ("bx", ".", 1, "there is no channel bx; did you mean box?"),
-        ("echo", ".", 1, "echo is of type echo; only a mail channel takes old mail"),
         ("box", "/nowhere/at/all", 2, "does not exist"),
     ],
 )
-async def test_what_cannot_be_done_is_said(mailbox: Daemon, channel: str, path: str, status: int, told: str) -> None:
-    process = await start(mailbox, path, channel=channel)
+async def test_what_cannot_be_done_is_said(
+    make_mailbox: MakeDaemon, channel: str, path: str, status: int, told: str
+) -> None:
+    process = await start(make_mailbox(), path, channel=channel)
     _, err = await process.communicate()
 
     assert process.returncode == status
     assert told in " ".join(err.decode().replace("│", " ").split())
+
+
+async def test_a_channel_of_another_kind_takes_no_old_mail(mailbox: Daemon) -> None:
+    process = await start(mailbox, ".", channel="echo")
+    _, err = await process.communicate()
+
+    assert process.returncode == 1
+    assert err.decode() == "echo is of type echo; only a mail channel takes old mail\n"
+
+
+async def test_the_socket_takes_only_what_it_should(make_mailbox: MakeDaemon) -> None:
+    daemon = await make_mailbox({"max_message_bytes": 1000}).start()
+
+    async def post(path: str, content: bytes = mail(1)) -> str:
+        connector = aiohttp.UnixConnector(str(daemon.state_dir / "admin.sock"))
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.post(f"http://admin/api/import/{path}", data=content) as response,
+        ):
+            answer = await response.json(content_type=None)
+            return str(answer.get("code") or answer["duplicate"])
+
+    assert await post("nobox") == "not_found"
+    assert await post("echo") == "invalid"
+    assert await post("box", b"x" * 1001) == "too_large"
+    assert await post("box?received_at=soon") == "malformed"
+    assert await post("box?received_at=2001-01-02T10:00:00") == "malformed"
+    assert await post("box?received_at=2001-01-02T10:00:00Z") == "False"
+    assert await post("box") == "True"
 
 
 async def test_a_state_folder_that_is_in_use_is_left_alone(make_mailbox: MakeDaemon, tmp_path: Path) -> None:
