@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
@@ -19,6 +21,7 @@ from gateway.workers import Failed, Workers
 from tests.core.kinds import PNG, normalizer
 from tests.core.rig import Rig
 from tests.core.samples import NOW, waiting
+from tests.daemon import Daemon
 
 MakeRig = Callable[..., Rig]
 HEAVY = b"x" * (300 << 10)
@@ -439,3 +442,88 @@ async def test_a_body_file_that_is_gone_goes_to_quarantine(rig: Rig) -> None:
     assert row.code == "unreadable"
     path.write_bytes(HEAVY)
     assert not await waiting(rig.spool)
+
+
+# --- in a daemon ------------------------------------------------------------------------------------------------------
+
+SLOW = """
+import time
+from gateway.contract import ChannelSettings, RawMessage, WebhookConnector, json_reply
+
+class Connector(WebhookConnector):
+    Settings = ChannelSettings
+    redelivers = True
+
+    async def verify(self, request):
+        return {}
+
+    async def extract(self, request, sender):
+        return [RawMessage("slow", request.body)]
+
+    def reply(self, request, receipts):
+        return json_reply({})
+
+def normalize(raw):
+    time.sleep(3600)
+"""
+
+
+@pytest.fixture
+async def daemon(make_daemon: Callable[..., Daemon], short_path: Path) -> Daemon:
+    """With a channel whose messages take an hour, and a worker that has one of them."""
+    plugin = short_path / "plugin"
+    (plugin / "slow-1.dist-info").mkdir(parents=True)
+    (plugin / "slow.py").write_text(SLOW)
+    (plugin / "slow-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1\n")
+    (plugin / "slow-1.dist-info" / "entry_points.txt").write_text(
+        "[huiru.connectors]\nslow = slow\n[huiru.normalizers]\nslow = slow\n"
+    )
+    key = {"name": "k", "sha256": sha256(b"key").hexdigest()}
+    daemon = make_daemon({"slow": {"type": "slow"}, "app": {"type": "api", "keys": [key]}}, shutdown_secs=1)
+    daemon.env["PYTHONPATH"] = str(plugin)
+    await daemon.start()
+    async with aiohttp.ClientSession() as http, http.post(f"{daemon.url}/c/slow", data=HEAVY) as response:
+        assert response.status == 200
+    await until(lambda: bool(worker_of(daemon)))
+    return daemon
+
+
+def worker_of(daemon: Daemon) -> int | None:
+    assert daemon.process is not None
+    children = psutil.Process(daemon.process.pid).children()
+    return next((child.pid for child in children if "gateway.workers" in " ".join(child.cmdline())), None)
+
+
+async def test_other_channels_and_a_stop_do_not_wait_for_it(daemon: Daemon) -> None:
+    worker = worker_of(daemon)
+    assert worker
+
+    # when a light message comes
+    headers = {"Authorization": "Bearer key"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(f"{daemon.url}/c/app", json={"text": "hello"}) as response,
+    ):
+        assert response.status == 202
+
+    # then it goes on
+    await daemon.until_tickets(1)
+
+    # when the daemon is stopped, then it ends in time, and so does the worker
+    async with asyncio.timeout(10):
+        assert await daemon.stop() == 0
+    await until_gone(worker)
+    assert not daemon.events("failed")
+
+
+async def test_a_kill_of_the_daemon_ends_its_worker_and_loses_nothing(daemon: Daemon) -> None:
+    worker = worker_of(daemon)
+    assert worker
+
+    await daemon.kill()
+    await until_gone(worker)
+
+    await daemon.start()
+    await until(lambda: worker_of(daemon) not in (None, worker))
+    (channel,) = [one for one in (await daemon.status())["channels"] if one["name"] == "slow"]
+    assert (channel["accepted"], channel["waiting"]) == (1, 1)
