@@ -18,7 +18,7 @@ import orjson
 import typer
 from redis.exceptions import RedisError
 
-from gateway import __version__, app, check, console, follow, registry, template
+from gateway import __version__, app, check, console, follow, oldmail, registry, template
 from gateway.adminclient import ask, ask_bytes
 from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
 from gateway.publisher import connect
@@ -226,6 +226,22 @@ def qr(
     print(f"{output}: {url}")
     if settings.http.public_url is None:
         _complain("http.public_url is not set: this address works on this machine only")
+
+
+@cli.command("import")
+def import_(
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="A mail channel.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH…", exists=True, help="mbox files, Maildirs, .eml files, folders of them."),
+    ],
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Bring old mail into the stream, whether the daemon runs or not. Run again, it goes on where it ended."""
+    tally = oldmail.bring(_file(config), _whereabouts(config), channel, paths)
+    _print_json(asdict(tally)) if json else console.screen().print(console.imported(asdict(tally)))
+    raise typer.Exit(0 if tally.well else 1)
 
 
 class Of(StrEnum):

@@ -14,7 +14,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
-from gateway.contract import Reply, json_reply, problem_reply
+from gateway.contract import Receipt, Reply, json_reply, problem_reply
 from gateway.envelope import rfc3339
 from gateway.errors import ConfigError, HuiruError, Rejected
 from gateway.identity import reference
@@ -41,6 +41,12 @@ class Daemon(Protocol):
 
     def channels(self) -> dict[str, tuple[str, bool, str]]:
         """Channel name -> its type, whether it receives, and what is wrong with it."""
+
+    def largest_mail(self, channel: str) -> int:
+        """The largest mail that a channel takes. Raises Rejected."""
+
+    async def take_mail(self, channel: str, content: bytes, received_at: datetime | None) -> Receipt:
+        """Old mail, through its channel. Raises Rejected or Unavailable."""
 
     async def reload(self) -> list[str]:
         """Takes the configuration file again and returns the keys that wait for a restart. Raises ConfigError."""
@@ -87,6 +93,8 @@ class AdminApi:
             ("GET", "/api/quarantine/{id}/raw", self._raw),
             ("POST", "/api/quarantine/{id}/retry", self._retry),
             ("POST", "/api/quarantine/{id}/discard", self._discard),
+            ("GET", "/api/import/{channel}", self._may_import),
+            ("POST", "/api/import/{channel}", self._import),
             ("POST", "/api/replay", self._replay),
             ("POST", "/api/reload", self._reload),
         ):
@@ -167,6 +175,16 @@ class AdminApi:
         self._pipeline.replay(since)
         return json_reply({"scheduled": await self._spool.count_published_since(since)})
 
+    async def _may_import(self, request: web.Request) -> Reply:
+        return json_reply({"max_message_bytes": self._daemon.largest_mail(request.match_info["channel"])})
+
+    async def _import(self, request: web.Request) -> Reply:
+        """One old mail, as it is. `?received_at=` says when it was delivered then."""
+        channel, received_at = request.match_info["channel"], _moment(request, "received_at")
+        content = await _content(request, self._daemon.largest_mail(channel))
+        receipt = await self._daemon.take_mail(channel, content, received_at)
+        return json_reply({"id": receipt.id, "reference": receipt.reference, "duplicate": receipt.duplicate})
+
     async def _reload(self, _: web.Request) -> Reply:
         return json_reply({"status": "reloaded", "needs_restart": await self._daemon.reload()})
 
@@ -194,6 +212,25 @@ def _number(request: web.Request, name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise Rejected("malformed", f"{name} is not a number")
     return int(text)
+
+
+def _moment(request: web.Request, name: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(request.query[name]) if name in request.query else None
+    except ValueError as error:
+        raise Rejected("malformed", f"{name} is not a time") from error
+    if moment is not None and moment.tzinfo is None:
+        raise Rejected("malformed", f"{name} needs its offset from UTC")
+    return moment
+
+
+async def _content(request: web.Request, largest: int) -> bytes:
+    content = bytearray()
+    async for chunk in request.content.iter_any():
+        content += chunk
+        if len(content) > largest:
+            raise Rejected("too_large", f"the channel takes {largest:,} bytes")
+    return bytes(content)
 
 
 def _answering(

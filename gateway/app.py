@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from gateway.acknowledgement import Acknowledgements
 from gateway.address import Address
 from gateway.admin import AdminApi, health_application
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Connector, Context, RunningConnector, WebhookConnector
-from gateway.errors import ConfigError, HuiruError, Unavailable
+from gateway.contract import ChannelSettings, Connector, Context, Receipt, RunningConnector, WebhookConnector
+from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
 from gateway.intake import Intake
 from gateway.lease import Leases
+from gateway.mail import archive
 from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
@@ -37,11 +38,13 @@ from gateway.supervisor import Supervisor
 from gateway.telemetry import CredentialCollector, LedgerCollector, Metrics, MissingCollector, Redactor, set_up_logging
 from gateway.upkeep import Upkeep
 from gateway.web import Web, WebChannel
+from gateway.workers import Workers
 
 log = structlog.get_logger()
 
 ADMIN_SOCKET = "admin.sock"
 _SPOOL_ID = "spool_id"
+_IN_THREAD_BYTES = 64 << 10  # of an old mail, whose identity is a digest of it all
 # What a reload can change; every other key waits for a restart.
 _RELOADABLE = frozenset({"channels", "outgoing_mail"})
 
@@ -104,21 +107,42 @@ class Gateway:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings, state = self.settings, self.settings.state_dir
-        state.mkdir(parents=True, exist_ok=True, mode=0o750)
-        stack.enter_context(host.lock(state))
-        self._secrets = secret.load(state, settings.secret.get_secret_value() if settings.secret else None)
+        self._take_state(stack, settings, state)
         listener = stack.enter_context(host.listen(settings.http.listen))
         self.public_url = settings.http.base_url(listener.getsockname()[1])
-        await self._start_redis(stack, settings, state)
-        memo = await self._open_spool(stack, settings, state)
-        self._build(settings, state, memo)
-        stack.push_async_callback(self._publisher.close)
-        stack.push_async_callback(self._leases.close)
+        await self._start_parts(stack, settings, state)
         self._connect(settings)
         self._start_outbox(stack)
         await self._start_pipeline(stack)
         await self._serve_admin(stack, settings, state)
         await self._serve_channels(stack, listener)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """The daemon without listeners and channels: what `take_mail` accepts meanwhile is published.
+
+        At its end nobody is waited for: see `drained`. Raises as `run` does.
+        """
+        async with AsyncExitStack() as stack:
+            settings, state = self.settings, self.settings.state_dir
+            self._take_state(stack, settings, state)
+            self.public_url = settings.http.base_url()
+            await self._start_parts(stack, settings, state)
+            await self._start_pipeline(stack)
+            yield
+
+    def _take_state(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
+        state.mkdir(parents=True, exist_ok=True, mode=0o750)
+        stack.enter_context(host.lock(state))
+        self._secrets = secret.load(state, settings.secret.get_secret_value() if settings.secret else None)
+
+    async def _start_parts(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
+        await self._start_redis(stack, settings, state)
+        memo = await self._open_spool(stack, settings, state)
+        self._build(settings, state, memo)
+        stack.push_async_callback(self._publisher.close)
+        stack.push_async_callback(self._leases.close)
+        stack.push_async_callback(self._workers.close)
 
     async def _start_redis(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
         if settings.redis.is_embedded:
@@ -159,16 +183,24 @@ class Gateway:
             max_bytes=settings.spool.max_bytes,
             min_free_bytes=settings.spool.min_free_bytes,
         )
+        self._workers = Workers(
+            registry.normalizer,
+            size=settings.normalize.workers,
+            timeout_secs=settings.normalize.timeout_secs,
+            memory_bytes=settings.normalize.memory_bytes,
+        )
         self._pipeline = Pipeline(
             self._spool,
             self._publisher,
             self._blobs,
             self._metrics,
+            self._workers,
             spool_id=memo[_SPOOL_ID],
             source=self._intake.source,
             channels=lambda: self.settings.channels,
             arrived=self._intake.arrived,
             batch=settings.stream.batch,
+            light_bytes=settings.normalize.in_process_bytes,
             max_tries=settings.spool.max_tries,
             acknowledge=Acknowledgements(lambda: self.settings.channels, lambda: datetime.now(UTC)),
         )
@@ -206,6 +238,7 @@ class Gateway:
         ]
         for task in tasks:
             task.add_done_callback(self._on_end)
+        stack.push_async_callback(lambda: _cancel(self._pipeline.in_work()))
         stack.push_async_callback(_cancel, tasks)
         stack.push_async_callback(self._drain)
 
@@ -290,6 +323,39 @@ class Gateway:
     def troubles(self) -> list[str]:
         """Why no messages can be accepted; empty when they can."""
         return ["stopping"] if self._stop.is_set() else self._intake.troubles()
+
+    # Old mail
+
+    def largest_mail(self, channel: str) -> int:
+        """The largest mail that a channel takes. Raises Rejected when it is not there or takes none."""
+        if channel not in self.settings.channels:
+            names = sorted(self.settings.channels)
+            hint = registry.closest(channel, names) or f"there are: {', '.join(names)}"
+            raise Rejected("not_found", f"there is no channel {channel}; {hint}")
+        largest = archive.largest(self.settings.channels[channel])
+        if largest is None:
+            type_ = self.settings.channels[channel].type
+            raise Rejected("invalid", f"{channel} is of type {type_}; only a mail channel takes old mail")
+        return largest
+
+    async def take_mail(self, channel: str, content: bytes, received_at: datetime | None) -> Receipt:
+        """Old mail, through its channel. Raises Rejected, and Unavailable when it is to be tried again."""
+        if len(content) > self.largest_mail(channel):
+            raise Rejected("too_large", f"{channel} takes {self.largest_mail(channel):,} bytes")
+        if self._stop.is_set():
+            raise Unavailable("stopping")
+        make, settings = archive.raw_message, self.settings.channels[channel]
+        in_thread = len(content) > _IN_THREAD_BYTES
+        raw = (
+            await asyncio.to_thread(make, settings, content, received_at)
+            if in_thread
+            else make(settings, content, received_at)
+        )
+        return await self._intake.door(channel)(raw)
+
+    async def drained(self) -> None:
+        """Returns when everything that can be published now is."""
+        await self._pipeline.drained()
 
     # Reload
 

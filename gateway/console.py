@@ -187,6 +187,21 @@ def quarantined(item: Mapping[str, Any]) -> RenderableType:
     return pairs((name, "-" if value is None or value == "" else value) for name, value in rows)
 
 
+# An import
+
+
+def imported(tally: Mapping[str, Any]) -> RenderableType:
+    """How much was, and what was not and why."""
+    counts = f"imported {tally['imported']:,}, duplicates {tally['duplicates']:,}, unreadable {tally['unreadable']:,}"
+    left_out = [Text.assemble((clean(one["file"]), "bold"), f": {clean(one['why'])}") for one in tally["left_out"]]
+    lines = [Text(counts), *left_out]
+    if tally["unreadable"] > len(tally["left_out"]):
+        lines.append(Text(f"and {tally['unreadable'] - len(tally['left_out']):,} more", "dim"))
+    if tally["stopped"]:
+        lines.append(Text(f"{clean(tally['stopped'])}; run it again to go on", "bold red"))
+    return Text("\n").join(lines)
+
+
 # Small things
 
 

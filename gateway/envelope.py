@@ -188,7 +188,7 @@ class Ticket(Message):
     channel: Channel
     native_id: str | None = Field(default=None, description="the channel's own id of the message")
     conversation: str
-    received_at: Time
+    received_at: Time = Field(description="when it came: the event's `time`, but of imported mail its delivery then")
     attachments: tuple[Attachment, ...] = ()
     conflict_with: str | None = Field(
         default=None, description="the id of an earlier message that had the same native id and other content"
@@ -221,6 +221,7 @@ def event(
     channel: dict[str, str],
     conversation: str,
     received_at: datetime,
+    delivered_at: datetime | None = None,
     **ticket: Any,
 ) -> bytes:
     """The envelope as JSON. `channel` and `ticket` have the other members of Ticket, as JSON-able values.
@@ -230,7 +231,7 @@ def event(
     """
     time = rfc3339(received_at)
     first = {"reference": reference, "channel": channel}  # what a person looks for
-    rest = {"conversation": conversation, "received_at": time}
+    rest = {"conversation": conversation, "received_at": rfc3339(delivered_at) if delivered_at else time}
     data = first | message.model_dump(mode="json") | ticket | rest
     return orjson.dumps(
         {

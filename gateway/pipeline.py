@@ -1,6 +1,9 @@
 """Spool -> normalizer -> blobs -> publisher -> spool: the way of every accepted message to the stream.
 
 One batch at a time, oldest first. A message that cannot be normalised goes to quarantine and its neighbours go on (R7).
+A heavy one, whose body is large, is left out of the batches: a worker process normalises it, and it is published when
+it is ready. So messages keep the order in which they were accepted, but light ones may overtake a heavy one, also of
+the same conversation; a heavy one overtakes another when its channel's turn has come.
 What Redis has lost is published again (R14), a batch in turn with a batch of what is new, so that neither starves.
 """
 
@@ -25,6 +28,7 @@ from gateway.mediatype import sniff
 from gateway.publisher import Item, Publisher, Result, mark_of
 from gateway.spool import DUPLICATE, PUBLISHED, QUARANTINED, WAITING, Outcome, Row, Spool
 from gateway.telemetry import Metrics
+from gateway.workers import Workers
 
 log = structlog.get_logger()
 
@@ -35,8 +39,8 @@ _LONGEST_WAIT_SECS = 300.0  # between two tries of one message
 _SLICE_SECS = 0.0005  # of normalising, before whoever wants to be accepted gets a turn
 _IDLE_TURN_SECS = 0.0001  # a turn of the event loop that took longer had something else to do
 _PATIENCE_SECS = 0.002  # with them, after each slice: a fifth of the time is the pipeline's at least
-_IN_THREAD_BYTES = 256 << 10  # larger bodies are normalised off the event loop
 _HEAD_BYTES = 4096
+_HEAVY_PER_WORKER = 2  # in work: one is published while the next is normalised
 
 Acknowledge = Callable[[int, StoredMessage, Message], Letter | Suppressed | None]
 Ready = tuple[Row, Item, Letter | Suppressed | None]  # a message that can be published, and its acknowledgement
@@ -57,12 +61,14 @@ class Pipeline:
         publisher: Publisher,
         blobs: Blobs,
         metrics: Metrics,
+        workers: Workers,
         *,
         spool_id: str,
         source: Callable[[str], str],
         channels: Callable[[], Mapping[str, ChannelSettings]],
         arrived: asyncio.Event,
         batch: int,
+        light_bytes: int,
         max_tries: int,
         acknowledge: Acknowledge = lambda seq, raw, message: None,
         clock: Callable[[], float] = time.time,
@@ -71,17 +77,21 @@ class Pipeline:
         self._publisher = publisher
         self._blobs = blobs
         self._metrics = metrics
+        self._workers = workers
         self._spool_id = spool_id
         self._source = source
         self._channels = channels
         self._arrived = arrived
         self._batch = batch
+        self._light_bytes = light_bytes
         self._max_tries = max_tries
         self._acknowledge = acknowledge
         self._clock = clock
         self._stepping = asyncio.Lock()
         self._normalizers: dict[str, Normalizer] = {}
         self._replay: _Replay | None = None
+        self._heavy: dict[int, tuple[str, asyncio.Task[None]]] = {}  # in work: seq -> channel and task
+        self._heavy_again: asyncio.Task[None] | None = None  # of what was lost
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -99,10 +109,12 @@ class Pipeline:
     async def step(self) -> bool:
         """Publishes a batch of what waits and one of what was lost; False when there was nothing to do."""
         async with self._stepping:
-            rows = await self._spool.claim(self._batch, MAX_BATCH_BYTES)
+            rows, heavy = await self._claim(self._batch)
+            for row in heavy:
+                self._begin(row)
             if rows:
                 await self._publish_waiting(rows)
-            return await self._publish_again() or bool(rows)
+            return await self._publish_again() or bool(rows or heavy)
 
     def replay(self, since: float) -> None:
         """Publishes everything again that was published at or after `since` and is still kept."""
@@ -119,11 +131,38 @@ class Pipeline:
         """Returns when no message whose time has come is waiting and none is in work."""
         while True:
             async with self._stepping:
-                if not await self._spool.claim(1, MAX_BATCH_BYTES):
+                if not self._heavy and not any(await self._claim(1)):
                     return
             await asyncio.sleep(_DRAIN_LOOK_SECS)
 
+    def in_work(self) -> list[asyncio.Task[None]]:
+        """Tasks of heavy messages. Cancelled, they leave theirs in the spool."""
+        return [task for _, task in self._heavy.values()] + [task for task in [self._heavy_again] if task]
+
     # Waiting messages
+
+    async def _claim(self, limit: int) -> tuple[list[Row], list[Row]]:
+        """Light ones for a batch; and heavy ones, as many as there is room for."""
+        light = self._spool.claim(limit, MAX_BATCH_BYTES, self._light_bytes)
+        room = _HEAVY_PER_WORKER * self._workers.size - len(self._heavy)
+        if room <= 0:
+            return await light, []
+        busy = {seq: channel for seq, (channel, _) in self._heavy.items()}
+        return await asyncio.gather(light, self._spool.claim_heavy(room, self._light_bytes, busy))
+
+    def _begin(self, row: Row) -> None:
+        task = asyncio.create_task(self._publish_waiting([row]), name="heavy")
+        self._heavy[row.seq] = (row.message.channel, task)
+        task.add_done_callback(lambda done: self._ended(row, done))
+
+    def _ended(self, row: Row, task: asyncio.Task[None]) -> None:
+        del self._heavy[row.seq]
+        if task.cancelled():
+            return
+        if error := task.exception():  # the spool's: the message is waiting still, and is looked at again
+            log.error("pipeline.held_up", id=row.message.id, reason=str(error))
+        else:
+            self.wake()
 
     async def _publish_waiting(self, rows: list[Row]) -> None:
         items, outcomes = await self._items(rows)
@@ -208,19 +247,37 @@ class Pipeline:
         replay = self._replay
         if replay is None:
             return False
+        if self._heavy_again:  # the batch before is not done yet
+            return False
         rows = await self._spool.published_since(replay.since, replay.after, self._batch, MAX_BATCH_BYTES)
         if not rows:
             await self._end(replay)
             return False
+        heavy = [row for row in rows if row.size > self._light_bytes]
+        if not await self._once_more([row for row in rows if row.size <= self._light_bytes]):
+            return False  # this batch again, later
+        if heavy:
+            self._heavy_again = asyncio.create_task(self._heavy_once_more(heavy, replay, rows[-1].seq))
+            return False
+        replay.after = rows[-1].seq
+        return True
+
+    async def _heavy_once_more(self, rows: list[Row], replay: _Replay, last: int) -> None:
+        try:
+            if await self._once_more(rows):
+                replay.after = last
+                self.wake()
+        finally:
+            self._heavy_again = None
+
+    async def _once_more(self, rows: list[Row]) -> bool:
+        """False when the blob store refused."""
         items, outcomes = await self._items(rows)
         results = await self._publisher.publish([item for _, item, _ in items]) if items else []
         added = results.count(Result.ADDED)
         self._metrics.republished.inc(added)
         log.info("replay", looked_at=len(rows), published=added)
-        if any(outcome.state == WAITING and not outcome.counts_as_try for outcome in outcomes):
-            return False  # the blob store refused: this batch again, later
-        replay.after = rows[-1].seq
-        return True
+        return not any(outcome.state == WAITING and not outcome.counts_as_try for outcome in outcomes)
 
     async def _end(self, replay: _Replay) -> None:
         if self._replay is replay:
@@ -234,15 +291,18 @@ class Pipeline:
         if row.fault:
             raise Rejected("unreadable", reason=row.fault)
         raw = row.message
-        normalize = self._normalizer(raw.kind)
-        in_thread = len(raw.body) > _IN_THREAD_BYTES
-        draft = await asyncio.to_thread(normalize, raw) if in_thread else normalize(raw)
+        draft = await self._draft(row)
         attachments = await self._attachments(draft, raw.received_at)
         conversation = draft.message.conversation or raw.id
         event = self._event(row, draft.message, conversation, attachments)
         mark = mark_of(row.fingerprint, self._spool_id, row.seq)
         item = Item(raw.id, mark, TYPE, raw.channel, conversation, event)
         return row, item, self._acknowledge(row.seq, raw, draft.message)
+
+    async def _draft(self, row: Row) -> Draft:
+        if row.size > self._light_bytes:
+            return await self._workers.normalize(row.message, row.file)
+        return self._normalizer(row.message.kind)(row.message)
 
     def _normalizer(self, kind: str) -> Normalizer:
         if kind not in self._normalizers:
@@ -276,6 +336,7 @@ class Pipeline:
             message,
             conversation=conversation,
             received_at=raw.received_at,
+            delivered_at=_delivered(raw),
             reference=reference(raw.id),
             channel={"name": raw.channel, "type": channel.type if channel else raw.kind},
             native_id=raw.native_id,
@@ -300,6 +361,12 @@ async def _give_way() -> None:
         turn = time.perf_counter()
         if turn - began < _IDLE_TURN_SECS:
             return
+
+
+def _delivered(raw: StoredMessage) -> datetime | None:
+    """When imported mail was delivered, if that is known and can be."""
+    then = raw.facts.get("received_at") if raw.facts.get("imported") else None
+    return min(datetime.fromisoformat(then), raw.received_at) if then else None
 
 
 def _routing(message: Message, channel: ChannelSettings | None) -> dict[str, Any]:

@@ -267,6 +267,21 @@ class SpoolSettings(Settings):
     )
 
 
+class NormalizeSettings(Settings):
+    """Large messages are normalised in processes of their own, so that they hold up nobody else."""
+
+    workers: int = Field(default=1, ge=1, le=64, description="how many such processes there may be")
+    in_process_bytes: ByteSize = Field(
+        default=ByteSize(256 << 10), ge=64 << 10, description="larger messages are normalised by a worker"
+    )
+    timeout_secs: float = Field(
+        default=30, gt=0, le=3600, description="a message that takes a worker longer goes to quarantine"
+    )
+    memory_bytes: ByteSize = Field(
+        default=ByteSize(1 << 30), ge=256 << 20, description="so does one for which a worker needs more address space"
+    )
+
+
 class BlobSettings(Settings):
     """Where attachments lie."""
 
@@ -349,6 +364,7 @@ class GatewaySettings(Whereabouts):
     http: HttpSettings = Field(default=HttpSettings(), description="where the channels are served")
     admin: AdminSettings = Field(default=AdminSettings(), description="where health and metrics are served")
     spool: SpoolSettings = Field(default=SpoolSettings(), description="the journal on disk")
+    normalize: NormalizeSettings = Field(default=NormalizeSettings(), description="large messages")
     blobs: BlobSettings = Field(default=BlobSettings(), description="attachments")
     outgoing_mail: OutgoingMail | None = Field(
         default=None, description="the server that acknowledgements are sent through; null: none are sent"

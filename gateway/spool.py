@@ -38,6 +38,7 @@ from gateway.salvage import salvage
 log = structlog.get_logger()
 
 WAITING, PUBLISHED, DUPLICATE, QUARANTINED = range(4)
+HEAVIER_THAN = 64 << 10  # bytes: a heavy message has more, so that an index can hold the few there are
 ROW_BYTES = 512  # what a message costs in the database beside its body, about
 
 _SCHEMA = f"""{LETTERS}
@@ -48,6 +49,7 @@ CREATE TABLE IF NOT EXISTS message (
   tries INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, settled_at REAL, code TEXT, reason TEXT
 ) STRICT;
 CREATE INDEX IF NOT EXISTS waiting ON message (seq) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS heavy ON message (seq) WHERE state = 0 AND size > {HEAVIER_THAN};
 CREATE INDEX IF NOT EXISTS quarantined ON message (seq) WHERE state = 3;
 CREATE TABLE IF NOT EXISTS body (seq INTEGER PRIMARY KEY, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (
@@ -106,6 +108,7 @@ class Row:
     code: str | None
     reason: str | None
     fault: str | None = None  # why the body cannot be read
+    file: Path | None = None  # where the body lies, of a heavy message; then `message.body` is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +307,26 @@ class Spool:
 
     # Out
 
-    async def claim(self, limit: int, max_bytes: int) -> list[Row]:
+    async def claim(self, limit: int, max_bytes: int, largest: int = sys.maxsize) -> list[Row]:
         """The oldest waiting rows whose time has come, with their bodies.
 
-        At most `limit`, and at most `max_bytes` of bodies unless the first alone is larger.
+        At most `limit`, and at most `max_bytes` of bodies unless the first alone is larger; none above `largest`.
         """
-        where = "state = 0 AND not_before <= ? ORDER BY seq LIMIT ?"
-        return await self._journal.run(lambda db: self._rows(db, where, (self._clock(), limit), max_bytes))
+        where = "state = 0 AND size <= ? AND not_before <= ? ORDER BY seq LIMIT ?"
+        return await self._journal.run(lambda db: self._rows(db, where, (largest, self._clock(), limit), max_bytes))
+
+    async def claim_heavy(self, limit: int, above: int, busy: Mapping[int, str]) -> list[Row]:
+        """Waiting rows larger than that (and than HEAVIER_THAN) whose time has come; each says where its body lies.
+
+        `busy` are those in work, seq -> channel: they are left out, and their channels come after all others.
+        """
+        where = (
+            f"state = 0 AND size > {HEAVIER_THAN} AND size > ? AND not_before <= ?"  # noqa: S608 - our own number
+            " AND seq NOT IN (SELECT value FROM json_each(?))"
+            " ORDER BY channel IN (SELECT value FROM json_each(?)), seq LIMIT ?"
+        )
+        values = (above, self._clock(), _json(list(busy)), _json(list(busy.values())), limit)
+        return await self._journal.run(lambda db: [self._located(db, row) for row in self._rows(db, where, values)])
 
     async def published_since(self, moment: float, after: int, limit: int, max_bytes: int) -> list[Row]:
         """Rows published at or after `moment`, in order from `after`, with their bodies, to be published again."""
@@ -432,6 +448,12 @@ class Spool:
         moment = datetime.fromtimestamp(received_at / 1000, UTC)
         message = StoredMessage(id_, channel, kind, body, content_type, native_id, orjson.loads(facts), moment)
         return Row(seq, message, size, sha256, fingerprint, conflict_with, tries, code, reason, fault)
+
+    def _located(self, db: sqlite3.Connection, row: Row) -> Row:
+        inline = db.execute("SELECT bytes FROM body WHERE seq = ?", (row.seq,)).fetchone()
+        if inline:
+            return replace(row, message=replace(row.message, body=inline[0]))
+        return replace(row, file=self._raw / row.message.id)
 
     def _body_file(self, id_: str) -> tuple[bytes, str | None]:
         try:

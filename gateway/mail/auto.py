@@ -46,6 +46,7 @@ _REPLY_HEADERS = (
     "X-Away-Message",
     "X-OOF",
 )
+_REPLY_VALUES = (("Delivered-To", b"autoresponder"), ("X-Apple-Action", b"vacation"))
 _DENIED = frozenset({"", "no", "false", "0", "none", "off"})
 _REPLY_PRECEDENCE = frozenset({"auto_reply", "auto-reply", "autoreply"})
 _BULK_PRECEDENCE = frozenset({"list", "bulk", "junk"})
@@ -264,7 +265,7 @@ def _replies(headers: Headers, subject: str, text: str, null_path: bool) -> Kind
         return "auto_reply"
     if any(_says_yes(headers, name) for name in _REPLY_HEADERS):
         return "auto_reply"
-    if (headers.first("Delivered-To") or b"").strip().lower() == b"autoresponder":
+    if any((headers.first(name) or b"").strip().lower() == value for name, value in _REPLY_VALUES):
         return "auto_reply"
     return "auto_reply" if _reads_as_reply(headers, subject, text, null_path) else None
 
@@ -278,8 +279,19 @@ def _reads_as_reply(headers: Headers, subject: str, text: str, null_path: bool) 
     opening = _opening(text)
     if (titled and hint) or _says_automatic(opening):
         return True
-    unanswerable = null_path or (answers and _NO_REPLY.search(headers.text("From")))
-    return bool(titled or unanswerable) and _SOUNDS_AWAY.search(opening) is not None
+    unattended = null_path or (answers and _is_unattended(headers))
+    return (titled or unattended) and _SOUNDS_AWAY.search(opening) is not None
+
+
+def _is_unattended(headers: Headers) -> bool:
+    """What an answer has that no person sends, and that is no list's: vacation(1) sets Precedence alone."""
+    if any(headers.first(name) for name in _LIST_HEADERS):
+        return False
+    return (
+        _auto_submitted(headers) not in {"", "no"}
+        or bool(_precedence(headers) & _BULK_PRECEDENCE)
+        or _NO_REPLY.search(headers.text("From")) is not None
+    )
 
 
 def _opening(text: str) -> str:

@@ -81,6 +81,7 @@ _META = re.compile(
     re.I,
 )
 _META_BYTES = 4096
+_GB_CHARACTER = re.compile(rb"([\x81-\xfe](?:[\x40-\x7e\x80-\xfe]|[0-9][\x81-\xfe][0-9]))|\x80")
 _UTF8_WIDE = re.compile(rb"[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _NO_LETTER = re.compile("[\ue000-\uf8ff\ufffd\x80-\x9f\uff61-\uff9f]")  # half-width kana too: GBK read as Shift_JIS
@@ -171,7 +172,7 @@ def _by(data: bytes, codecs: Iterable[str]) -> Decoded:
     for codec in codecs:
         if (text := _strict(data, codec)) is not None:
             return Decoded(text.removeprefix("\ufeff"), codec)
-        text = _shift_in(data) if codec == "iso2022_jp" else data.decode(codec, "replace")
+        text = _REPAIRED[codec](data) if codec in _REPAIRED else data.decode(codec, "replace")
         found = Decoded(text, codec, text.count("\ufffd"))
         best = found if best is None or found.replaced < best.replaced else best
     return best or Decoded(data.decode("ascii", "replace"), "ascii")
@@ -316,6 +317,11 @@ def _alone(data: bytes) -> float:
     return sum(1 for run in runs if len(run) <= 2) / total if total else 0.0
 
 
+def _with_euro(data: bytes) -> str:
+    """Windows' code page 936 has the euro sign at 80."""
+    return _GB_CHARACTER.sub(lambda found: found[1] or b"\xa2\xe3", data).decode("gb18030", "replace")
+
+
 def _shift_in(data: bytes) -> str:
     """ISO-2022-JP with characters that only Windows has (NEC row 13, NEC selected IBM), by way of Shift_JIS."""
     data = data if data.startswith(b"\x1b") else b"\x1b(B" + data
@@ -344,3 +350,6 @@ def _shifted(row: int, cell: int) -> bytes:
     lead = ((row - 0x21) >> 1) + (0x81 if row < 0x5F else 0xC1)
     trail = cell + (0x7E if row % 2 == 0 else 0x1F if cell < 0x60 else 0x20)
     return bytes((lead, trail))
+
+
+_REPAIRED = {"iso2022_jp": _shift_in, "gb18030": _with_euro}

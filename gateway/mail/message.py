@@ -34,6 +34,7 @@ _NO_FIELD = re.compile(rb"^(?![!-9;-~]{1,200}+[ \t]*+:|[ \t]|\r?$)", re.MULTILIN
 _END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"(?:\r?\n[ \t]++(?=\r?\n|\Z))++|\r?\n(?=[ \t])")  # a line of blanks is nothing
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+\r?\n)++")
+_LINE = re.compile(rb"[^\n]*+\n|[^\n]++")
 _ENVELOPE_LINE = re.compile(rb">?From (?![ \t]*+:)[^\n]*\n")
 _PARAMETER_LINE = re.compile(rb"[ \t]*[A-Za-z][A-Za-z0-9*-]{0,40}\s?=")
 _KNOWN = re.compile(
@@ -201,7 +202,9 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         return Headers([]), data.index(b"\n", start) + 1
     blank = _END.search(data, start, end)
     stop, body = (blank.start() + 1, blank.end()) if blank else (end, end)
-    block = data[start : min(stop, start + limits.header_bytes)]
+    block = data[start:stop]
+    if len(block) > limits.header_bytes:  # at the end of a line, where there is one
+        block = block[: block.rfind(b"\n", 0, limits.header_bytes) + 1 or limits.header_bytes]
     if _NO_FIELD.search(block):
         items, used = _salvaged(block)
         if used < len(block) or not items:
@@ -217,7 +220,7 @@ def _salvaged(block: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
 
     Such a line is passed over when known fields follow; otherwise the text begins there, without an empty line.
     """
-    lines = block.splitlines(keepends=True)
+    lines = _LINE.findall(block)
     fields = [_field(line) for line in lines]
     last = max((at for at, found in enumerate(fields) if found and _KNOWN.match(found[0])), default=-1)
     items: list[tuple[bytes, list[bytes]]] = []

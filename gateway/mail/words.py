@@ -109,4 +109,5 @@ def _unpadded(text: bytes) -> bytes:
 def _bytes(word: _Word) -> bytes:
     if word.base64:
         return transfer.base64_text(word.text)
-    return binascii.a2b_qp(word.text, header=True)
+    lone = b"=" if word.text.endswith(b"=") else b""
+    return binascii.a2b_qp(word.text, header=True) + lone

@@ -1,17 +1,14 @@
 """The parts of a daemon put together for a test, with normalizers of the test's own and a clock it sets."""
 
+import asyncio
 import json
-import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gateway.acknowledgement import Acknowledgements
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Draft, Part, RawMessage, Receipt, StoredMessage
-from gateway.envelope import Identity, Message, Sender, Thread
-from gateway.errors import Rejected
+from gateway.contract import ChannelSettings, RawMessage, Receipt
 from gateway.intake import Intake
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
@@ -19,58 +16,12 @@ from gateway.settings import HttpSettings, StreamSettings
 from gateway.spool import Spool
 from gateway.telemetry import Metrics
 from gateway.web import Web
+from gateway.workers import Workers
+from tests.core.kinds import NORMALIZERS, PNG, normalizer
 from tests.core.redis_process import RedisProcess
 from tests.core.samples import NOW
 
-PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 40
-
-
-def note(raw: StoredMessage) -> Draft:
-    """Text that says what it is."""
-    sender = Sender(name="张三", identities=(Identity(kind="user_id", value="u1", verified=True),))
-    return Draft(Message(sender=sender, conversation=raw.facts.get("with"), text=raw.body.decode()))
-
-
-def album(raw: StoredMessage) -> Draft:
-    """A message with files."""
-    parts = (Part(PNG, "打印机.txt", "text/plain"), Part(b"some words", content_type="text/plain"))
-    return Draft(Message(text="see the files"), parts)
-
-
-def tagged(raw: StoredMessage) -> Draft:
-    return Draft(Message(tags=("vip", "shop"), queue="own queue", priority="high"))
-
-
-def rejected(raw: StoredMessage) -> Draft:
-    raise Rejected("malformed", "the bytes are no message", reason="byte 7")
-
-
-def defective(raw: StoredMessage) -> Draft:
-    raise ZeroDivisionError("a defect of ours")
-
-
-def which_thread(raw: StoredMessage) -> Draft:
-    return Draft(Message(text=threading.current_thread().name))
-
-
-def mail(raw: StoredMessage) -> Draft:
-    """What its facts say: `from`, and what else of a message."""
-    facts = {**raw.facts}
-    sender = Sender(name=facts.pop("name", None), identities=(Identity(kind="email", value=facts.pop("from")),))
-    thread = Thread(message_id=f"{raw.native_id}@customer.example", **facts.pop("thread", {}))
-    more = {key: facts[key] for key in ("subject", "language", "auto") if key in facts}
-    return Draft(Message(sender=sender, text=raw.body.decode(), thread=thread, **more))
-
-
-NORMALIZERS: dict[str, Callable[[StoredMessage], Draft]] = {
-    "note": note,
-    "album": album,
-    "tagged": tagged,
-    "rejected": rejected,
-    "defective": defective,
-    "thread": which_thread,
-    "mail": mail,
-}
+__all__ = ["NORMALIZERS", "PNG", "Rig"]
 
 
 class Rig:
@@ -90,16 +41,24 @@ class Rig:
         self.intake = Intake(
             self.spool, self.metrics, gateway="acme", max_bytes=1 << 30, min_free_bytes=0, now=self.moment
         )
+        self.workers = Workers(
+            normalizer,
+            size=options.pop("workers", 1),
+            timeout_secs=options.pop("timeout_secs", 30),
+            memory_bytes=1 << 29,
+        )
         self.pipeline = Pipeline(
             self.spool,
             self.publisher,
             self.blobs,
             self.metrics,
+            self.workers,
             spool_id=options.pop("spool_id", "s1"),
             source=self.intake.source,
             channels=lambda: self.channels,
             arrived=self.intake.arrived,
             batch=options.pop("batch", 200),
+            light_bytes=options.pop("light_bytes", 256 << 10),
             max_tries=options.pop("max_tries", 3),
             acknowledge=Acknowledgements(lambda: self.channels, self.moment),
             clock=lambda: self.now,
@@ -111,15 +70,23 @@ class Rig:
         return datetime.fromtimestamp(self.now, UTC)
 
     async def close(self) -> None:
+        for task in self.pipeline.in_work():
+            task.cancel()
+        await asyncio.gather(*self.pipeline.in_work(), return_exceptions=True)
+        await self.workers.close()
         await self.publisher.close()
         await self.spool.close()
 
-    async def accept(self, native_id: str, body: bytes = b"hello", *, kind: str = "note", **more: Any) -> Receipt:
-        return await self.intake.accept("shop", RawMessage(kind, body, native_id, **more))
+    def raw(self, native_id: str, body: bytes = b"hello", *, kind: str = "note", **more: Any) -> RawMessage:
+        return RawMessage(kind, body, native_id, **more)
+
+    async def accept(self, native_id: str, body: bytes = b"hello", **more: Any) -> Receipt:
+        return await self.intake.accept("shop", self.raw(native_id, body, **more))
 
     async def publish_all(self) -> None:
-        while await self.pipeline.step():
-            pass
+        """All that is due and all that was lost, the heavy ones too."""
+        while await self.pipeline.step() or self.pipeline.in_work():
+            await asyncio.gather(*self.pipeline.in_work(), return_exceptions=True)
 
     async def events(self) -> list[bytes]:
         """The events in the stream, oldest first."""
