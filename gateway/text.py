@@ -50,6 +50,7 @@ _ENDS = {
     **dict.fromkeys(_CELLS, frozenset({"td", "th", "p"})),
     **dict.fromkeys(("tr", "tbody", "tfoot"), frozenset({"td", "th", "tr", "p"})),
 }
+_TOO_LONG = re.compile("&#(?:x[0-9a-f]{9,}+|[0-9]{9,}+);?", re.IGNORECASE)
 _BARE_AMPERSAND = re.compile(r"&(?!#?[A-Za-z0-9]{1,32};)")
 _LINK = re.compile(r"https?://|mailto:|tel:", re.IGNORECASE)
 _OWN_IMAGE = re.compile(r"cid:|data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
@@ -113,6 +114,11 @@ def attributes_of(source: str) -> dict[str, str]:
     return {name.lower(): double or single or bare for name, double, single, bare in reversed(found)}
 
 
+def unescape(text: str) -> str:
+    """HTML's character references as characters; a number that is too long to be one does not raise."""
+    return entities.unescape(_TOO_LONG.sub("\ufffd", text) if "&#" in text else text)
+
+
 def _balanced(html: str) -> str:
     out: list[str] = []
     open_: list[str] = []
@@ -157,7 +163,7 @@ def _reachable(open_: list[str], name: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    plain = entities.unescape(text)
+    plain = unescape(text)
     chunks = (plain[at : at + _TEXT_NODE_CHARS] for at in range(0, len(plain), _TEXT_NODE_CHARS))
     return "".join(f"{entities.escape(chunk, quote=False)}<!---->" for chunk in chunks)
 

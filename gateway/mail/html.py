@@ -11,13 +11,12 @@ the words are enough for `gateway.mail.quoting`. Gmail's `gmail_quote` is none: 
 in it.
 """
 
-import html as entities
 import re
 from dataclasses import dataclass, field
 from itertools import islice
 from unicodedata import east_asian_width
 
-from gateway.text import attributes_of, one_line, plain_text, tokens, without_controls
+from gateway.text import attributes_of, one_line, plain_text, tokens, unescape, without_controls
 
 _MAX_QUOTE_DEPTH = 8
 _MAX_CELL_DEPTH = 16  # text in deeper cells is not joined to rows: a line is copied once for each cell around it
@@ -268,7 +267,7 @@ class _Page:
     def write(self, source: str) -> None:
         if self.hidden:
             return
-        text = _UNSEEN.sub("", without_controls(entities.unescape(source)))
+        text = _UNSEEN.sub("", without_controls(unescape(source)))
         if self.kept and (text.strip() or self.flows[-1].pieces):
             first, *others = text.split("\n")
             self.put(first)
@@ -316,7 +315,7 @@ class _Page:
         """Its description, as programs without pictures show it; for an enclosed one without, that it is there."""
         if self.hides and _HIDES.search(attributes.get("style", "")):
             return
-        source, described = attributes.get("src", ""), one_line(entities.unescape(attributes.get("alt", "")))
+        source, described = attributes.get("src", ""), one_line(unescape(attributes.get("alt", "")))
         if not described and source.lower().startswith(("cid:", "data:image/")):
             name = _FILE.match(source[4:]) if source.lower().startswith("cid:") else None
             described = f"[image: {one_line(name[0])}]" if name else "[image]"
@@ -360,7 +359,7 @@ class _Page:
 
     def start_link(self, attributes: dict[str, str]) -> None:
         self.end_link()
-        href = one_line(entities.unescape(attributes.get("href", "")))
+        href = one_line(unescape(attributes.get("href", "")))
         if len(href) <= _MAX_LINK_CHARS and _REACHES.match(href):
             self.link = _Link(href)
 
