@@ -69,7 +69,7 @@ _HAS_LAYOUT = re.compile(r"<(?:br|p|div|table|tr|li|h[1-6]|pre|blockquote|center
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
 _UNSEEN = re.compile("[\u00ad\u034f\u200b\u2060\ufeff]|\u200c(?=[\\s\u200c\u200d]|$)")
 _REACHES = re.compile(r"(https?://|mailto:|tel:)(.*)", re.IGNORECASE | re.DOTALL)
-_FILE = re.compile(r"[^@]+\.[A-Za-z0-9]{2,5}(?=@|$)")
+_ENCLOSED = re.compile(r"cid:([^@]{1,200}\.[A-Z0-9]{2,5})(?:@|$)", re.IGNORECASE)
 
 
 def to_text(html: str) -> str:
@@ -312,13 +312,13 @@ class _Page:
         flow.gap, flow.depth = False if line else flow.gap, depth
 
     def picture(self, attributes: dict[str, str]) -> None:
-        """Its description, as programs without pictures show it; for an enclosed one without, that it is there."""
+        """Its description, as programs without pictures show it; for an enclosed one without, its name."""
         if self.hides and _HIDES.search(attributes.get("style", "")):
             return
         source, described = attributes.get("src", ""), one_line(unescape(attributes.get("alt", "")))
-        if not described and source.lower().startswith(("cid:", "data:image/")):
-            name = _FILE.match(source[4:]) if source.lower().startswith("cid:") else None
-            described = f"[image: {one_line(name[0])}]" if name else "[image]"
+        name = _ENCLOSED.match(source)
+        if not described and name:
+            described = f"[image: {one_line(unescape(name[1]))}]"
         self.put(_UNSEEN.sub("", described))
 
     # Lists, rows, links

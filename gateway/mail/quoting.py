@@ -160,8 +160,8 @@ class _Message:
     def _header_block(self, at: int, needed: int) -> int | None:
         """Where the block of header fields ends that begins here.
 
-        It names a sender and as many kinds of field as are `needed`, and has an address or both date and subject: a
-        customer who writes "From: Shanghai, To: Hamburg" books a transport.
+        It names a sender and as many kinds of field as are `needed`, and has an address, or the sender first and date
+        and subject too: a customer who writes "From: Shanghai, To: Hamburg" books a transport.
         """
         if at >= len(self.views) or not self._field(at)[0]:
             return None
@@ -171,7 +171,8 @@ class _Message:
         found, end, address = self._fields(at)
         if "from" not in found or len(found) < needed:
             return None
-        return end if address or {"date", "subject"} <= found else None
+        first = self._field(at)[0] == "from"
+        return end if address or (first and {"date", "subject"} <= found) else None
 
     def _field(self, at: int) -> tuple[str, str]:
         """Of each line once, however many blocks could begin above it."""

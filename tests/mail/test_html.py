@@ -53,8 +53,9 @@ SHAPES = {
     "a picture": ('<img alt="a &amp; b" src=x>', "a & b"),
     "a picture for words": ('好的<img alt="[微笑]" src="https://x/1.gif">', "好的[微笑]"),
     "an enclosed picture": ('a <img src="cid:image001.png@01DA6E">', "a [image: image001.png]"),
-    "an enclosed picture without a name": ('a <img src="cid:1234@x"> <img src="data:image/png;base64,YQ==">', "a [image] [image]"),
+    "an enclosed picture without a name": ('a <img src="cid:1234@x"> <img src="data:image/png;base64,YQ==">', "a"),
     "a picture that counts readers": ('a<img src="https://x/pixel.gif" width=1 height=1>', "a"),
+    "a reference that is too long": ("a&#" + "1" * 6000 + ";b", "a\ufffdb"),
     "entities": ("&lt;b&gt; &amp;amp; &#x4f60;&nbsp;&hearts;", "<b> &amp; 你 ♥"),
     "what is no text": ("<script>x</script><style>y</style><!-- z --><title>t</title>a", "a"),
     "what is hidden": (
