@@ -10,6 +10,7 @@ Sources: RFC 5322 (3.6, 4.5), RFC 2045, RFC 2046 (5.1), RFC 2183, RFC 6532.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gateway.mail import parameters, transfer, words
 
@@ -48,34 +49,43 @@ _DELIMITER_BYTES = 1 << 16  # of a multipart without a usable boundary, in which
 _TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 
 
+@lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return name.lower().encode()
+
+
 class Headers:
     """A header block in its order. Names are looked up in any case, values are bytes as they came."""
 
-    __slots__ = ("_by_name", "charset", "items", "omitted")
+    __slots__ = ("_by_name", "_texts", "charset", "items", "omitted")
 
     def __init__(self, items: list[tuple[bytes, bytes]], omitted: int = 0) -> None:
         self.items = items
         self.omitted = omitted  # bytes beyond the limits
         self.charset = ""  # the body's label, for raw 8-bit text
+        self._texts: dict[str, str] = {}  # what was decoded before
         self._by_name: dict[bytes, list[bytes]] = {}
         for name, value in items:
             self._by_name.setdefault(name.lower(), []).append(value)
 
     def first(self, name: str) -> bytes | None:
         """The first value of that name: unfolded, without white space around it."""
-        values = self._by_name.get(name.lower().encode())
+        values = self._by_name.get(_key(name))
         return _unfolded(values[0]) if values else None
 
     def all(self, name: str) -> list[bytes]:
-        return [_unfolded(value) for value in self._by_name.get(name.lower().encode(), ())]
+        return [_unfolded(value) for value in self._by_name.get(_key(name), ())]
 
     def text(self, name: str) -> str:
         """The first one as text, "" if there is none: encoded words and raw 8-bit decoded, no surrogates."""
-        value = self.first(name)
-        return words.decode(value, self.charset) if value else ""
+        known = self._texts.get(name)
+        if known is None:
+            value = self.first(name)
+            known = self._texts[name] = words.decode(value, self.charset) if value else ""
+        return known
 
     def __contains__(self, name: str) -> bool:
-        return name.lower().encode() in self._by_name
+        return _key(name) in self._by_name
 
 
 @dataclass(slots=True, eq=False)
