@@ -67,7 +67,7 @@ class Postfix:
 
 @asynccontextmanager
 async def postfix(folder: Path, port: int, next_hop: str, more: str = "") -> AsyncIterator[Postfix]:
-    """`next_hop` is as in transport(5), `smtp:[127.0.0.1]:25` or `lmtp:inet:127.0.0.1:24`; `more` are lines of main.cf."""
+    """`next_hop` as in transport(5): `smtp:[127.0.0.1]:25`, `lmtp:inet:127.0.0.1:24`; `more` are lines of main.cf."""
     if os.geteuid() != 0:
         pytest.skip("needs root: Postfix runs as several users")
     for name in ("etc", "spool", "data"):

@@ -46,6 +46,7 @@ _REPLY_HEADERS = (
     "X-Away-Message",
     "X-OOF",
 )
+_REPLY_VALUES = (("Delivered-To", b"autoresponder"), ("X-Apple-Action", b"vacation"))
 _DENIED = frozenset({"", "no", "false", "0", "none", "off"})
 _REPLY_PRECEDENCE = frozenset({"auto_reply", "auto-reply", "autoreply"})
 _BULK_PRECEDENCE = frozenset({"list", "bulk", "junk"})
@@ -225,23 +226,18 @@ def _is_prose_report(mail: Part, subject: str, text: str, null_path: bool) -> bo
         return True
     if _REPLY_OR_FORWARD.match(subject) or _auto_submitted(headers) == "auto-replied":
         return False
-    known = null_path or mail.content_type == "multipart/report" or bounce.is_daemon(headers.text("From"))
-    titled = bounce.subject_of_report(subject)
-    if known:
-        told = titled or (_reports_alone(mail, null_path) and bounce.prose_of_report(text))
+    sender, titled = headers.text("From"), bounce.subject_of_report(subject)
+    known = bounce.is_daemon(sender)
+    if null_path or mail.content_type == "multipart/report" or (known and "daemon" in sender.lower()):
+        told = titled or (known and bounce.prose_of_report(text))
         return told and not _REPLY_SUBJECT.fullmatch(subject)
-    if not titled or headers.first("References") or not bounce.begins_as_report(text):
+    # A person may be called postmaster, and anyone may write such a subject: then the words have to name who, and why.
+    if not titled or (not known and (headers.first("References") or not bounce.begins_as_report(text))):
         return False
-    report = bounce.read(subject, text, ())  # nothing but its words: they have to name who, and why
+    report = bounce.read(subject, text, ())
+    if known:
+        return bounce.prose_of_report(text) and bool(not report.failed or report.recipients or report.status)
     return bool(report.recipients and report.status)
-
-
-def _reports_alone(mail: Part, null_path: bool) -> bool:
-    """Whether the sender writes nothing but reports: a person may be called postmaster."""
-    sender = mail.headers.text("From")
-    return bounce.is_daemon(sender) and (
-        null_path or "daemon" in sender.lower() or mail.content_type == "multipart/report"
-    )
 
 
 def _read(mail: Part, leaves: list[Part], subject: str, text: str) -> Verdict:
@@ -264,7 +260,7 @@ def _replies(headers: Headers, subject: str, text: str, null_path: bool) -> Kind
         return "auto_reply"
     if any(_says_yes(headers, name) for name in _REPLY_HEADERS):
         return "auto_reply"
-    if (headers.first("Delivered-To") or b"").strip().lower() == b"autoresponder":
+    if any((headers.first(name) or b"").strip().lower() == value for name, value in _REPLY_VALUES):
         return "auto_reply"
     return "auto_reply" if _reads_as_reply(headers, subject, text, null_path) else None
 
@@ -278,8 +274,19 @@ def _reads_as_reply(headers: Headers, subject: str, text: str, null_path: bool) 
     opening = _opening(text)
     if (titled and hint) or _says_automatic(opening):
         return True
-    unanswerable = null_path or (answers and _NO_REPLY.search(headers.text("From")))
-    return bool(titled or unanswerable) and _SOUNDS_AWAY.search(opening) is not None
+    unattended = null_path or (answers and _is_unattended(headers))
+    return (titled or unattended) and _SOUNDS_AWAY.search(opening) is not None
+
+
+def _is_unattended(headers: Headers) -> bool:
+    """What an answer has that no person sends, and that is no list's: vacation(1) sets Precedence alone."""
+    if any(headers.first(name) for name in _LIST_HEADERS):
+        return False
+    return (
+        _auto_submitted(headers) not in {"", "no"}
+        or bool(_precedence(headers) & _BULK_PRECEDENCE)
+        or _NO_REPLY.search(headers.text("From")) is not None
+    )
 
 
 def _opening(text: str) -> str:

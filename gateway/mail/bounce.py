@@ -12,8 +12,9 @@ from typing import Protocol
 
 from gateway.text import one_line
 
-MAX_PROSE_CHARS = 64 << 10  # the reports of the wordiest system are a tenth of that
+MAX_PROSE_CHARS = 32 << 10  # the reports of the wordiest system are a tenth of that
 _MAX_LINE_CHARS = 1000
+_MAX_LINES = 200  # in which a reason is looked for
 _MAX_STATUS_BYTES = 512 << 10
 _MAX_RETURNED_BYTES = 64 << 10
 _MAX_RECIPIENTS = 1000
@@ -65,7 +66,7 @@ class _Found:
 
 # Subjects of delivery reports, from their first character. A reply or a forward begins otherwise.
 _SUBJECTS = re.compile(
-    r"""(?:\*+\s*)?(?:
+    r"""(?:\*+\s*|[\[【(（]\s*)?(?:
         (?:undelivered|undeliverable|unzustellbar|returned|undelivrable|non\s+remis|no\s+entregado
           |non\s+recapitabile)\b
       | un(?:able\ to\ deliver|delivered\ mail)
@@ -97,7 +98,8 @@ _SUBJECTS = re.compile(
 )
 _LATE_SUBJECTS = re.compile(
     r"""(?:
-        .{0,60}\bdelay(?:ed)?\b|warning:|.{0,40}still\ being\ retried|.{0,40}could\ not\ send\ message\ for\ past
+        .{0,60}\bdelay(?:ed)?\b|warning:\ (?:could\ not|message|e?-?mail|delivery)|.{0,40}still\ being\ retried
+          |.{0,40}could\ not\ send\ message\ for\ past
       | .{0,60}verzögert|.{0,60}(?:retard|retrasad)|.{0,40}(?:延迟|延遲|遅延|지연)
     )""",
     re.VERBOSE | re.IGNORECASE,
@@ -117,7 +119,7 @@ _LATE_PROSE = re.compile(
 _DAEMON_BOX = re.compile(
     r"(?:mail(?:er)?[-_.]?daemon|mdaemon|postmaster|mail-?deliver\w*|(?:mail[-_.]?)?bounces?"
     r"|microsoftexchange[0-9a-f]{8,}"
-    r"|mailadmin|mail[-_]?system|delivery(?:-?notification)?|[^@\s]{0,40}-daemon|mmdf|smtp|uucp|autobounce"
+    r"|mailadmin|mail[-_]?system|delivery-?notification|[^@\s]{0,40}-daemon|mmdf|uucp|autobounce"
     r"|undeliverable)",
     re.IGNORECASE,
 )
@@ -171,7 +173,7 @@ _COPY = re.compile(
     r"""^[ \t>*#=_-]{0,80}(?:
         (?:below\ this\ line|this)\ is\ a\ copy\ of|(?:a\ )?copy\ of\ (?:the|your)\ (?:original\ )?message
           |begin(?:ning)?\ of\ message\ text
-      | (?:start\ of\ )?(?:the\ )?(?:original|returned|unsent|undelivered|rejected)\ (?:message
+      | (?:start\ of\ |possibly\ truncated\ )?(?:the\ )?(?:original|returned|unsent|undelivered|rejected)\ (?:message
           |mail)\b(?!.{0,40}(?:was\ (?:sent|received|not)|follows\ above))
       | (?:message|mail)\ (?:header|text|content|body)s?\ follows?|your\ (?:original\ )?(?:message|mail)\ (?:is
           |follows|reads|header)
@@ -227,6 +229,7 @@ _NOT_RECIPIENT_LINES = re.compile(
 
 _ENHANCED = re.compile(r"(?<![\d.])([45])\.(\d{1,3})\.(\d{1,3})(?![\d.]*\d)")
 _REPLY_CODE = re.compile(r"(?<![\d.:-])([45])[0-5]\d(?=[ \-:)\],，。：]|$)(?![-\d]*\.\d)")
+_EXPIRED = "4.1"
 _MEANINGS: Sequence[tuple[re.Pattern[str], str]] = tuple(
     (re.compile(pattern, re.IGNORECASE), status)
     for pattern, status in (
@@ -245,7 +248,8 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], str]] = tuple(
             "1.2",
         ),
         (
-            r"user unknown|unknown (?:user|recipient|mailbox|local|address)|no such (?:user|person|mailbox"
+            r"user unknown|(?:address(?:es)?|recipients?|users?) (?:were|was) unknown|unknown (?:user|recipient"
+            r"|mailbox|local|address)|no such (?:user|person|mailbox"
             r"|recipient|address|account|local)"
             r"|does ?n[o']t exist|(?:user|recipient|mailbox|account|address"
             r"|addressee)(?: address)? (?:is )?(?:unknown|not found|invalid|rejected|unavailable)"
@@ -279,17 +283,11 @@ _MEANINGS: Sequence[tuple[re.Pattern[str], str]] = tuple(
             r"timed? ?out|connection (?:refused|reset|lost)|could not connect|unreachable|retry time|too long"
             r"|expired|unable to connect"
             r"|超时|逾時|无法连接|连接失败|多次(?:尝试|投递)|过期",
-            "4.1",
+            _EXPIRED,
         ),
     )
 )
-_SENTENCE = re.compile(
-    r"""\b[45]\d\d[ \-:]|(?<![\d.])[45]\.\d{1,3}\.\d{1,3}|\bsaid\b|reason|error|because|diagnostic|remote|原因|错误
-          |理由|說明
-          |说明|failed|失败|拒
-        |不存在|已满|unknown|not\ found|full|quota|exist|refused|rejected|timed\ out|エラー|오류""",
-    re.VERBOSE | re.IGNORECASE,
-)
+_SENTENCE = re.compile(r"reason|because|diagnostic|\bsaid\b|原因|理由|說明|说明|사유|エラー", re.IGNORECASE)
 _MESSAGE_ID = re.compile(r"^Message-ID:[ \t]*(?:\r?\n[ \t]+)?<?([^\s<>]{3,500})>?", re.IGNORECASE | re.MULTILINE)
 
 
@@ -397,7 +395,7 @@ def _from_blocks(blocks: Sequence[dict[str, str]]) -> Report:
 def _typed(value: str) -> str:
     """The address in `rfc822; a@example.com`; some leave the type out."""
     address = value.partition(";")[2] if ";" in value else value
-    match = _ADDRESS.search(address)
+    match = _ADDRESS.search(address) or re.search(r"([^\s<>\"]{1,200}@[^\s<>\"]{1,250})", address)
     return match[1] if match else ""
 
 
@@ -419,10 +417,13 @@ def _prose(text: str) -> str:
 
 def _from_prose(text: str, known: Sequence[str]) -> Report:
     found = _recipients(_prose(text).splitlines(), {address.lower() for address in known})
-    lines = [line for one in found for line in one.lines] or _prose(text).splitlines()
-    reasons = [line.strip() for line in lines if _SENTENCE.search(line[:_MAX_LINE_CHARS])]
+    spoken = [line for one in found for line in one.lines] or _prose(text).splitlines()
+    lines = [line for line in map(str.strip, spoken) if line][:_MAX_LINES]
+    reasons = [line for line in lines if _REPLY_CODE.search(line) or _ENHANCED.search(line) or _meaning(line)]
+    reasons = reasons or [line for line in lines if _SENTENCE.search(line)]
     diagnostic = _brief(" ".join(reasons[:4]))
-    return Report(True, _unique(one.address for one in found), _status(diagnostic) or _status(_prose(text)), diagnostic)
+    status = _status(diagnostic) or _status(_prose(text))
+    return Report(True, _unique(one.address for one in found), status, diagnostic)
 
 
 def _recipients(lines: Sequence[str], known: set[str]) -> list[_Found]:
@@ -460,11 +461,13 @@ def _status(text: str) -> str:
     if match := _ENHANCED.search(text):
         return match[0]
     code = _REPLY_CODE.search(text)
-    for pattern, detail in _MEANINGS:
-        if pattern.search(text):
-            late = detail.startswith("4")
-            return f"{code[1] if code else '4' if late else '5'}.{detail}"
+    if detail := _meaning(text):
+        return f"{code[1] if code else '4' if detail == _EXPIRED else '5'}.{detail}"
     return f"{code[1]}.0.0" if code else ""
+
+
+def _meaning(text: str) -> str:
+    return next((detail for pattern, detail in _MEANINGS if pattern.search(text)), "")
 
 
 def _better(reported: str, diagnostic: str, told: str) -> str:

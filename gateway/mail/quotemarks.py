@@ -27,6 +27,18 @@ def _phrases(table: str) -> frozenset[str]:
     return frozenset(" ".join(phrase.split()) for phrase in table.split(","))
 
 
+_MARK = re.compile("[-_=*~#>:：|\t@行线線위—–―─━┈┄－＿＝～＊＋]|[+]{2}")
+_MARK_WORD = re.compile("[ALRZalrz](?:bove|inie|eile|igne|inea|ínea|inha|iga|ijn|egel)|ABOVE")
+
+
+def may_introduce(line: str) -> bool:
+    """Whether it has a character or a word without which no line introduces a quote; quickly told of most lines.
+
+    An attribution of several lines has them in its last one.
+    """
+    return _MARK.search(line) is not None or _MARK_WORD.search(line) is not None
+
+
 # Rules, and rules with words in them
 
 _RULE = re.compile(r"[-_=*~#+—–―─━┈┄－＿＝～＊＋]{2,}|—")
@@ -291,8 +303,8 @@ _POST = re.compile(
     re.IGNORECASE,
 )
 _NOTICE = re.compile(
-    r"confidential|privileged|disclaimer|intended (?:only|solely|recipient)|unauthori[sz]ed|checked for viruses|virus-free"
-    r"|consider the environment|保密|机密|機密|特定收件人|误收|誤收|免责声明|免責聲明|杀毒"
+    r"confidential|privileged|disclaimer|intended (?:only|solely|recipient)|unauthori[sz]ed|checked for viruses"
+    r"|virus-free|consider the environment|保密|机密|機密|特定收件人|误收|誤收|免责声明|免責聲明|杀毒"
     r"|vertraulich|confidentiel|confidencial|riservat|vertrouwelijk|poufn|конфиденциальн|fortrolig|konfidentiell|기밀",
     re.IGNORECASE,
 )

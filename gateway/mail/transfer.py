@@ -11,6 +11,7 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE = b" \t\r\n"
 _CLEARLY_BASE64 = 16
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{4,}={0,2}")
+_PADDING = re.compile(rb"=++")
 _BROKEN_SOFT_BREAK = re.compile(rb"=(?:[ \t]++\r?\n|[ \t]*\r(?!\n))")
 _UU_BEGIN = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ?([^\r\n]*)\r?\n", re.MULTILINE)
 
@@ -33,7 +34,11 @@ def base64(data: bytes) -> bytes:
     pad = body.find(b"=")
     if pad < 0 or not body[pad:].strip(b"=" + _WHITE):
         return _base64_or_plain(body)
-    return b"".join(map(_piece, _pieces(body)))
+    pieces = _pieces(body)
+    try:
+        return b"".join(map(binascii.a2b_base64, pieces))
+    except binascii.Error:
+        return b"".join(map(_piece, pieces))
 
 
 def base64_text(text: bytes) -> bytes:
@@ -61,18 +66,15 @@ def _plain_after_all(body: bytes) -> bytes:
 
 def _pieces(body: bytes) -> list[bytes]:
     """What is base64 of a body that goes on after its padding: further pieces do, a list's plain footer does not."""
-    pieces: list[bytes] = []
-    current = bytearray()
+    kept: list[bytes] = []
+    padded = False
     for line in body.splitlines():
         text = line.strip(_WHITE)
-        if pieces and not current and not _BASE64_LINE.fullmatch(text):
+        if padded and not _BASE64_LINE.fullmatch(text):
             break
-        for at, piece in enumerate(text.split(b"=")):
-            if at and current:
-                pieces.append(bytes(current))
-                current.clear()
-            current += piece
-    return [*pieces, bytes(current)]
+        kept.append(text)
+        padded = text.endswith(b"=")
+    return [piece + b"=" * (-len(piece) % 4) for piece in _PADDING.split(b"".join(kept)) if piece]
 
 
 def _piece(text: bytes) -> bytes:
