@@ -170,9 +170,9 @@ class Server:
         if self.stopping:
             raise Unavailable("stopping")
         if len(self._sessions) > limits.max_connections:
-            raise Unavailable("stopping", "Too many connections", reason="max_connections")
+            raise Unavailable("busy", "Too many connections", reason="max_connections is reached")
         if client and self._clients[_network(client)] >= limits.max_connections_per_client:
-            raise Unavailable("stopping", "Too many connections of yours", reason="max_connections_per_client")
+            raise Unavailable("rate_limited", "Too many connections", reason="max_connections_per_client is reached")
         if client:
             self.service.admit(client)
             self._clients[_network(client)] += 1
@@ -357,8 +357,9 @@ class Session(SMTP):
             self._server.admit(self.client)
         except HuiruError as error:
             log.info("smtp.refused", client=self.client, code=error.code, reason=error.reason)
-            # RFC 5321 section 3.1: a server that does not serve says 554.
-            self.hang_up(answer(error) if isinstance(error, Unavailable) else f"554 5.7.1 {error.public}")
+            # In the place of a greeting there are two codes: RFC 5321 sections 3.1 and 4.2.3.
+            code = "421" if isinstance(error, Unavailable) else "554"
+            self.hang_up(code + answer(error)[3:])
             return False
         self.admitted = True
         return True
