@@ -288,7 +288,7 @@ class Connector(RunningConnector):
             require_tls=settings.require_tls,
             authenticate=self._authenticate if self._users else None,
             require_auth=settings.require_auth,
-            is_proxy=lambda client: _is_in(client, settings.trusted_proxies),
+            is_proxy=lambda client: bool(settings.trusted_proxies) and _is_in(client, settings.trusted_proxies),
         )
 
     def _admit(self, client: str) -> None:

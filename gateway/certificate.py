@@ -82,7 +82,14 @@ def expiry(pem: str) -> float:
     stop = pem.find(end, start)
     if start < 0 or stop < 0:
         raise ValueError("there is no certificate in it")
-    certificate = next(_elements(ssl.PEM_cert_to_DER_cert(pem[start : stop + len(end)])))[1]
+    try:
+        return _not_after(ssl.PEM_cert_to_DER_cert(pem[start : stop + len(end)]))
+    except (StopIteration, IndexError) as error:
+        raise ValueError("the certificate is not one") from error
+
+
+def _not_after(der: bytes) -> float:
+    certificate = next(_elements(der))[1]
     fields = [content for tag, content in _elements(next(_elements(certificate))[1]) if tag != _VERSION]
     validity = list(_elements(fields[3]))  # behind serial number, algorithm and issuer
     tag, text = validity[1]

@@ -16,6 +16,7 @@ import ssl
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -130,7 +131,7 @@ class Server:
     ) -> AsyncIterator[None]:
         """Raises OSError when an address cannot be had. At the end whoever is in the middle may finish in time."""
         loop = asyncio.get_running_loop()
-        make = partial(_Lmtp if self.service.lmtp else Session, self)
+        make = (_Lmtp if self.service.lmtp else Session)(self).another
         listeners: list[asyncio.Server] = []
         try:
             if address is not None:
@@ -169,9 +170,9 @@ class Server:
         if self.stopping:
             raise Unavailable("stopping")
         if len(self._sessions) > limits.max_connections:
-            raise Unavailable("stopping", "Too many connections", reason="max_connections")
+            raise Unavailable("busy", "Too many connections", reason="max_connections is reached")
         if client and self._clients[_network(client)] >= limits.max_connections_per_client:
-            raise Unavailable("stopping", "Too many connections of yours", reason="max_connections_per_client")
+            raise Unavailable("rate_limited", "Too many connections", reason="max_connections_per_client is reached")
         if client:
             self.service.admit(client)
             self._clients[_network(client)] += 1
@@ -288,20 +289,37 @@ class Session(SMTP):
             enable_SMTPUTF8=True,
             hostname=service.hostname,
             ident=f"{'LMTP' if service.lmtp else 'ESMTP'} huiru",
-            tls_context=service.tls() if service.tls else None,
             timeout=service.limits.idle_timeout_secs,
             auth_required=service.require_auth,
             auth_exclude_mechanism=() if service.authenticate else ("PLAIN", "LOGIN"),
             authenticator=_take,
             loop=asyncio.get_running_loop(),
         )
-        self.command_size_limits = defaultdict(lambda: _COMMAND_BYTES)  # the library's is one for all, and grows
-        commands = self._smtp_methods | dict.fromkeys(_NOT_SMTP, self._refuse)
-        self._smtp_methods = {name: partial(self._obey, method) for name, method in commands.items()}
         self.service = service
+        self._server = server
+        found = {name: f"smtp_{name}" for name in self._smtp_methods}
+        self._command_names = {**found, **dict.fromkeys(_NOT_SMTP, "_refuse")}
+        self.begin()
+
+    def another(self) -> "Session":
+        """One more of its kind. The library looks through its own class for every one it makes, which takes as long as
+        to receive a message; a copy of one that has not been connected does not."""
+        new = copy(self)
+        new.begin()
+        return new
+
+    def begin(self) -> None:
+        """What every connection has for itself."""
+        reader = asyncio.StreamReader(_BUFFER_BYTES, self.loop)
+        asyncio.StreamReaderProtocol.__init__(self, reader, self._cb_client_connected, self.loop)
+        self.command_size_limits = defaultdict(lambda: _COMMAND_BYTES)  # the library's is one for all, and grows
+        self.tls_context = self.service.tls() if self.service.tls else None
+        self._smtp_methods = {name: partial(self._obey, method) for name, method in self._command_names.items()}
+        if self.service.authenticate:
+            own = {name: getattr(self, f"auth_{name}") for name in self._auth_methods}
+            self._auth_methods = {name: one._replace(method=own[name]) for name, one in self._auth_methods.items()}
         self.client = ""
         self.admitted = False
-        self._server = server
         self._commands = self._errors = self._auth_failures = 0
         self._muted = False
         self._in_body = False
@@ -339,8 +357,9 @@ class Session(SMTP):
             self._server.admit(self.client)
         except HuiruError as error:
             log.info("smtp.refused", client=self.client, code=error.code, reason=error.reason)
-            # RFC 5321 section 3.1: a server that does not serve says 554.
-            self.hang_up(answer(error) if isinstance(error, Unavailable) else f"554 5.7.1 {error.public}")
+            # In the place of a greeting there are two codes: RFC 5321 sections 3.1 and 4.2.3.
+            code = "421" if isinstance(error, Unavailable) else "554"
+            self.hang_up(code + answer(error)[3:])
             return False
         self.admitted = True
         return True
@@ -422,14 +441,14 @@ class Session(SMTP):
             if self._errors >= self.service.limits.max_errors:
                 self.hang_up("421 4.7.0 Too many errors")
 
-    async def _obey(self, command: Callable[[str], Awaitable[None]], argument: str) -> None:
+    async def _obey(self, method: str, argument: str) -> None:
         self._commands += 1
         if self._commands > self.service.limits.max_commands:
             self.hang_up("421 4.7.0 Too many commands")
         elif self._server.stopping:
             self.hang_up(answer(Unavailable("stopping")))
         else:
-            await command(argument)
+            await getattr(self, method)(argument)
 
     async def _refuse(self, _: str) -> None:
         self.hang_up("421 4.7.0 This is SMTP")
@@ -614,7 +633,8 @@ class _Hooks:
     ) -> list[str]:
         state.host_name = name
         with_auth = session.service.authenticate is not None
-        return [reply for reply in replies if with_auth or not reply.startswith("250-AUTH")]
+        # As one, for it is sent as one.
+        return ["\r\n".join(reply for reply in replies if with_auth or not reply.startswith("250-AUTH"))]
 
     async def handle_MAIL(self, session: Session, _: State, envelope: Envelope, path: str, options: list[str]) -> str:
         if session.service.require_tls and session._tls_protocol is None:  # noqa: SLF001 - our own session
@@ -658,12 +678,13 @@ def _client(peer: object) -> str:
     """The address, an IPv4 one as such; "" over a unix socket."""
     if not isinstance(peer, tuple):
         return ""
-    address = ip_address(str(peer[0]).partition("%")[0])
+    if ":" not in peer[0]:
+        return str(peer[0])
+    address = ip_address(peer[0].partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped or address)
 
 
 def _network(client: str) -> str:
     """Who has one IPv6 address has the other 2^64 of its network too."""
-    address = ip_address(client)
-    return str(IPv6Network((address, 64), strict=False)) if isinstance(address, IPv6Address) else client
+    return str(IPv6Network((client, 64), strict=False)) if ":" in client else client

@@ -286,10 +286,10 @@ async def test_a_fault_has_its_answer(served: Served, fault: Exception, expected
 
 
 async def test_a_fault_before_the_message_is_temporary(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(*_: object) -> str:
+    def fail(*_: object) -> None:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr("gateway.smtpserver._Hooks.handle_MAIL", fail)
+    monkeypatch.setattr("gateway.smtpserver.Session._getparams", fail)
 
     async with served.talk() as one:
         assert await one.say("MAIL FROM:<a@example.com>") == "451 4.3.0 Temporarily unavailable"

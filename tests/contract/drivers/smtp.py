@@ -50,10 +50,12 @@ class Driver(RunningDriver):
     @asynccontextmanager
     async def dawdling(self) -> AsyncIterator[None]:
         """One in the middle of a message, and one that says nothing."""
-        async with self._talk() as one, talk(self.port, hello=""):
+        _, silent = await asyncio.open_connection("127.0.0.1", self.port)
+        async with self._talk() as one:
             await one.say("MAIL FROM:<a@example.com>", f"RCPT TO:<{OURS}>", "DATA")
             await one.send(b"Subject: hel")
             yield
+        silent.transport.abort()
 
     @asynccontextmanager
     async def _talk(self) -> AsyncIterator[Talk]:
