@@ -25,6 +25,7 @@ from gateway.text import without_controls
 _ATTRIBUTION_LINES = 5
 _HEADER_LINES = 40
 _FOLDED_LINES = 8  # of one header field: a long list of recipients
+_MOST_LOOKS = 10_000  # at lines, for all the header blocks that might begin in a message
 _SIGNATURE_LINES = 25
 _CARD_LINES = 12  # of a signature that RFC 3676's "-- " does not announce
 _CARD_CHARS = 120
@@ -74,6 +75,7 @@ class _Message:
         self.lines = lines
         self.views = [marks.view(line) for line in lines]
         self.fields: dict[int, tuple[str, str]] = {}
+        self.looks = _MOST_LOOKS
         self.labels = [_TEXT] * len(lines)
         self.next_full = _next(list(map(bool, self.views)))
         self.next_marked = _next([marks.may_introduce(view) for view in self.views])
@@ -184,7 +186,8 @@ class _Message:
         """The roles of the fields from this line on, where the last of them ends, and whether they have an address."""
         found: set[str] = set()
         address, end, line = False, at, at
-        while line < min(at + _HEADER_LINES, len(self.views)):
+        while line < min(at + _HEADER_LINES, len(self.views)) and self.looks > 0:
+            self.looks -= 1
             role, value = self._field(line)
             if role and (role not in found or role in {"cc", "to"}):
                 found.add(role)
@@ -327,12 +330,10 @@ class _Message:
                     self.labels[at] = _SIGNATURE
                 full = full[:index]
                 break
-        while full and (marks.is_added(self.views[full[-1]]) or self._is_idle_rule(full, end)):
+        signed = _SIGNATURE in self.labels[start:end]  # then a rule has nothing of the message under it
+        while full and (marks.is_added(self.views[full[-1]]) or (signed and marks.is_rule(self.views[full[-1]]))):
             self.labels[full.pop()] = _SIGNATURE
-
-    def _is_idle_rule(self, full: list[int], end: int) -> bool:
-        """A rule with nothing of the message under it: of a signature that was cut, or of the quote."""
-        return marks.is_rule(self.views[full[-1]]) and self.labels[full[-1] + 1 : end].count(_SIGNATURE) > 0
+            signed = True
 
     def _signs(self, rule: int, below: list[int]) -> bool:
         """Whether what is below the rule is a signature (RFC 3676, section 4.3, or nearly)."""
