@@ -100,7 +100,7 @@ def parse(raw: bytes, hint: str = "", limit: int = 1000) -> list[Address]:
             held = []
         address = _read(mailbox, hint)
         if address.address:
-            found += [Address(_name(name, hint), "") for name in held]
+            found += _names_alone(held, hint)
             held = []
             found.append(address)
         elif ended == b"," and mailbox.angle is None and len(held) < 3 and (text := b"".join(mailbox.text).strip()):
@@ -109,7 +109,12 @@ def parse(raw: bytes, hint: str = "", limit: int = 1000) -> list[Address]:
             found.append(address)
         if len(found) >= limit:
             return found[:limit]
-    return found + [Address(_name(name, hint), "") for name in held if name]
+    return [*found, *_names_alone(held, hint)]
+
+
+def _names_alone(names: list[bytes], hint: str) -> Iterator[Address]:
+    """What stood between commas and is no address."""
+    return (Address(name, "") for raw in names if (name := _name(raw, hint)))
 
 
 def _mailboxes(raw: bytes) -> Iterator[tuple[_Mailbox, bytes]]:

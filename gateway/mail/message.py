@@ -45,6 +45,7 @@ _KNOWN = re.compile(
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(rb"(?:^|\n)--([^\r\n]{1,200}?)[ \t]*\r?\n(?=[!-9;-~]{1,200}:|\r?\n)")
+_SALVAGED_BYTES = 1 << 18  # of a header with lines that are no fields
 _DELIMITER_BYTES = 1 << 16  # of a multipart without a usable boundary, in which one is looked for
 _TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
 
@@ -212,10 +213,9 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         return Headers([]), data.index(b"\n", start) + 1
     blank = _END.search(data, start, end)
     stop, body = (blank.start() + 1, blank.end()) if blank else (end, end)
-    block = data[start:stop]
-    if len(block) > limits.header_bytes:  # at the end of a line, where there is one
-        block = block[: block.rfind(b"\n", 0, limits.header_bytes) + 1 or limits.header_bytes]
+    block = _cut(data[start:stop], limits.header_bytes)
     if _NO_FIELD.search(block):
+        block = _cut(block, _SALVAGED_BYTES)
         items, used = _salvaged(block)
         if used < len(block) or not items:
             body = start + used
@@ -223,6 +223,11 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         items = _FIELD.findall(block)
     omitted = max(0, stop - start - len(block)) + sum(len(name) + len(value) for name, value in items[limits.headers :])
     return Headers(items[: limits.headers], omitted), body
+
+
+def _cut(block: bytes, size: int) -> bytes:
+    """At the end of a line, where there is one."""
+    return block if len(block) <= size else block[: block.rfind(b"\n", 0, size) + 1 or size]
 
 
 def _salvaged(block: bytes) -> tuple[list[tuple[bytes, bytes]], int]:

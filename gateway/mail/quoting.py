@@ -60,7 +60,10 @@ class _Quote:
 
 def split(text: str) -> Split:
     """Never raises; `Split` says what holds for the parts."""
-    lines = without_controls(text).split("\n")
+    clean = without_controls(text)
+    if not marks.may_introduce(clean) and not marks.is_added(marks.view(clean.rstrip().rpartition("\n")[2])):
+        return Split(text=clean.strip("\n").rstrip(), quoted="", signature="")  # as most first mails
+    lines = clean.split("\n")
     message = _Message(lines)
     message.label()
     if not message.part(_TEXT):

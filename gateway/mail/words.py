@@ -46,12 +46,15 @@ def plain(raw: bytes, hint: str = "") -> str:
 def _words(raw: bytes) -> Iterator[_Word]:
     """Each start is looked at once and each end is found once: linear, whatever is left open."""
     start = _START.search(raw)
+    end = 0
     while start:
-        end = raw.find(b"?=", start.end())
+        if end < start.end():
+            end = raw.find(b"?=", start.end())
         if end < 0:
             return
-        while later := _START.search(raw, start.end(), end + 1):
+        if later := _START.search(raw, start.end(), end + 1):
             start = later
+            continue
         yield _Word(start[1].decode("latin-1"), start[2] in b"bB", raw[start.end() : end], start.start(), end + 2)
         start = _START.search(raw, end + 2)
 
