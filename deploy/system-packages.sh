@@ -50,7 +50,8 @@ run)
     ;;
 test)
     PATH="$PATH:/usr/sbin" # where servers are
-    need redis-server:redis-server chromium:chromium node:nodejs npm:npm systemd-analyze:systemd dovecot:dovecot-imapd
+    need redis-server:redis-server openssl:openssl chromium:chromium node:nodejs npm:npm systemd-analyze:systemd \
+        dovecot:dovecot-imapd
     ;;
 bench) need redis-server:redis-server wrk:wrk ;;
 *)

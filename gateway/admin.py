@@ -18,6 +18,7 @@ from gateway.contract import Reply, json_reply, problem_reply
 from gateway.envelope import rfc3339
 from gateway.errors import ConfigError, HuiruError, Rejected
 from gateway.identity import reference
+from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.spool import QUARANTINED, Row, Spool
@@ -69,11 +70,12 @@ def health_application(daemon: Daemon, metrics: Metrics) -> web.Application:
 class AdminApi:
     """The JSON API the command line talks to."""
 
-    def __init__(self, daemon: Daemon, spool: Spool, publisher: Publisher, pipeline: Pipeline) -> None:
+    def __init__(self, daemon: Daemon, spool: Spool, publisher: Publisher, pipeline: Pipeline, outbox: Outbox) -> None:
         self._daemon = daemon
         self._spool = spool
         self._publisher = publisher
         self._pipeline = pipeline
+        self._outbox = outbox
 
     def application(self) -> web.Application:
         app = web.Application()
@@ -103,6 +105,7 @@ class AdminApi:
                 "redis": {"up": self._publisher.up, "url": daemon.redis_url, "trouble": self._publisher.trouble},
                 "stream": {"name": daemon.stream_name, "length": await self._publisher.length()},
                 "spool": {"bytes": self._spool.bytes, "damaged": self._spool.damaged is not None},
+                "outbox": {"waiting": self._spool.letters.waiting, "trouble": self._outbox.trouble},
                 "channels": [self._channel(*item) for item in sorted(daemon.channels().items())],
             }
         )

@@ -19,6 +19,7 @@ from aiohttp import web
 from pydantic import BaseModel, SecretStr
 
 from gateway import host, registry, secret
+from gateway.acknowledgement import Acknowledgements
 from gateway.address import Address
 from gateway.admin import AdminApi, health_application
 from gateway.blobs import Blobs
@@ -26,6 +27,7 @@ from gateway.contract import ChannelSettings, Connector, Context, RunningConnect
 from gateway.errors import ConfigError, HuiruError, Unavailable
 from gateway.intake import Intake
 from gateway.lease import Leases
+from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.redis_server import RedisServer
@@ -41,7 +43,7 @@ log = structlog.get_logger()
 ADMIN_SOCKET = "admin.sock"
 _SPOOL_ID = "spool_id"
 # What a reload can change; every other key waits for a restart.
-_RELOADABLE = frozenset({"channels"})
+_RELOADABLE = frozenset({"channels", "outgoing_mail"})
 
 
 def main(config: Path, announce: Callable[["Gateway"], None] = lambda gateway: None) -> int:
@@ -113,6 +115,7 @@ class Gateway:
         stack.push_async_callback(self._publisher.close)
         stack.push_async_callback(self._leases.close)
         self._connect(settings)
+        self._start_outbox(stack)
         await self._start_pipeline(stack)
         await self._serve_admin(stack, settings, state)
         await self._serve_channels(stack, listener)
@@ -167,6 +170,13 @@ class Gateway:
             arrived=self._intake.arrived,
             batch=settings.stream.batch,
             max_tries=settings.spool.max_tries,
+            acknowledge=Acknowledgements(lambda: self.settings.channels, lambda: datetime.now(UTC)),
+        )
+        self._outbox = Outbox(
+            self._spool,
+            lambda: self.settings.outgoing_mail,
+            lambda: self.settings.channels,
+            self._secrets.key("reply-address"),
         )
         self._web = Web(settings.http, self._intake, self._spool, self._blobs, self.public_url)
         self._supervisor = Supervisor(self._intake.door, self._metrics)
@@ -181,6 +191,12 @@ class Gateway:
         )
         self._metrics.registry.register(CredentialCollector(self._credential_expiries))
         self._metrics.registry.register(MissingCollector(self._missing))
+
+    def _start_outbox(self, stack: AsyncExitStack) -> None:
+        task = asyncio.create_task(self._outbox.run(), name="outbox")
+        task.add_done_callback(self._on_end)
+        stack.push_async_callback(_cancel, [task])
+        stack.push_async_callback(self._outbox.stop)
 
     async def _start_pipeline(self, stack: AsyncExitStack) -> None:
         upkeep = Upkeep(self._spool, self._blobs, self._publisher, self.settings, self._pipeline.wake)
@@ -212,7 +228,7 @@ class Gateway:
                 await self._web.finish()
 
     async def _serve_admin(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
-        api = AdminApi(self, self._spool, self._publisher, self._pipeline)
+        api = AdminApi(self, self._spool, self._publisher, self._pipeline, self._outbox)
         socket_ = stack.enter_context(host.unix_socket(state / ADMIN_SOCKET))
         await _serve(stack, web.AppRunner(api.application(), access_log=None), socket_)
         health = stack.enter_context(host.listen(settings.admin.listen))
@@ -288,6 +304,7 @@ class Gateway:
             self._redactor.learn([*secret_values(old), *secret_values(new)])
             self._connect(new)
             self.settings = old.model_copy(update={key: getattr(new, key) for key in _RELOADABLE})
+            self._outbox.nudge()
             await self._exchange_running(connectors)
             changed = [key for key in type(new).model_fields if getattr(old, key) != getattr(new, key)]
             waiting = [key for key in changed if key not in _RELOADABLE]

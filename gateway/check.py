@@ -10,13 +10,15 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from gateway import follow, registry
+from gateway.address import Address
 from gateway.app import secret_values
 from gateway.contract import ChannelSettings, Connector, Context, WebhookConnector
 from gateway.errors import ConfigError, HuiruError
+from gateway.outbox import ServerTrouble, connected
 from gateway.publisher import connect
 from gateway.redis_server import find_server
 from gateway.secret import Secrets
-from gateway.settings import GatewaySettings
+from gateway.settings import GatewaySettings, OutgoingMail
 
 _PROBE_SECS = 30
 _OLDEST_REDIS = (6, 2)
@@ -54,9 +56,10 @@ def _address(name: str, channel: ChannelSettings, base_url: str) -> str:
 
 
 async def everything(settings: GatewaySettings, made: Mapping[str, Connector]) -> list[Verdict]:
-    """Asks Redis and every channel's server, all at a time. Raises nothing."""
+    """Asks Redis, the mail server and every channel's server, all at a time. Raises nothing."""
     channels = [_channel(name, connector, settings) for name, connector in made.items()]
-    return await asyncio.gather(_redis(settings), *channels)
+    mail = [_outgoing_mail(settings.outgoing_mail, settings)] if settings.outgoing_mail else []
+    return await asyncio.gather(_redis(settings), *mail, *channels)
 
 
 async def _channel(name: str, connector: Connector, settings: GatewaySettings) -> Verdict:
@@ -72,6 +75,17 @@ async def _channel(name: str, connector: Connector, settings: GatewaySettings) -
     except Exception as error:  # a probe may fail in any way; it is told, and the others go on
         return Verdict(False, name, _without_secrets(f"{type(error).__name__}: {error}", settings))
     return Verdict(True, name, f"{connector.settings.type}: its server answered, the credentials are good")
+
+
+async def _outgoing_mail(mail: OutgoingMail, settings: GatewaySettings) -> Verdict:
+    server = str(Address(mail.host, mail.port_number))
+    try:
+        async with asyncio.timeout(_PROBE_SECS), connected(mail):
+            return Verdict(True, "outgoing_mail", f"{server}: it answered{', the login is good' * bool(mail.username)}")
+    except ServerTrouble as error:
+        return Verdict(False, "outgoing_mail", _without_secrets(f"{server}: {error}", settings))
+    except TimeoutError:
+        return Verdict(False, "outgoing_mail", f"{server}: no answer in {_PROBE_SECS} seconds")
 
 
 def _without_secrets(text: str, settings: GatewaySettings) -> str:

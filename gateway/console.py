@@ -118,9 +118,8 @@ def status(state: Mapping[str, Any], now: datetime) -> RenderableType:
         table.add_column(name, justify="right")
     for channel in state["channels"]:
         table.add_row(*_channel_cells(channel, counts, now))
-    return Group(
-        _headline(state), _redis_line(state), *_spool_lines(state["spool"]), "", table, *_troubles(state["channels"])
-    )
+    lines = (*_spool_lines(state["spool"]), *_outbox_lines(state["outbox"]))
+    return Group(_headline(state), _redis_line(state), *lines, "", table, *_troubles(state["channels"]))
 
 
 def _troubles(channels: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
@@ -147,6 +146,12 @@ def _spool_lines(spool: Mapping[str, Any]) -> Iterator[Text]:
     yield Text(f"spool   {spool['bytes'] / (1 << 20):,.1f} MiB")
     if spool["damaged"]:
         yield Text("the spool was damaged at a start; what it held was set aside: see the log", "bold red")
+
+
+def _outbox_lines(outbox: Mapping[str, Any]) -> Iterator[Text]:
+    if outbox["waiting"] or outbox["trouble"]:
+        trouble = f", FAILING: {clean(outbox['trouble'])}" if outbox["trouble"] else ""
+        yield Text.assemble(f"outbox  {counted(outbox['waiting'], 'acknowledgement')} waiting", (trouble, "bold red"))
 
 
 def _channel_cells(channel: Mapping[str, Any], counts: Sequence[str], now: datetime) -> Iterator[Text]:

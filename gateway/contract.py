@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import orjson
 from multidict import MultiMapping
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.envelope import Message
 from gateway.errors import HuiruError, Unavailable, problem, wire_error
@@ -38,6 +38,48 @@ class Rate(Settings):
     burst: int = Field(ge=1, description="tokens the bucket holds")
 
 
+class Wording(Settings):
+    """A template in one language or in both."""
+
+    zh: str | None = Field(default=None, max_length=20_000, description="in Chinese; null: the built-in one")
+    en: str | None = Field(default=None, max_length=20_000, description="in English; null: the built-in one")
+
+
+def _in_both(given: Any) -> Any:
+    return {"zh": given, "en": given} if isinstance(given, str) else given
+
+
+Template = Annotated[Wording, BeforeValidator(_in_both, json_schema_input_type=str | Wording)]
+
+
+class Acknowledge(Settings):
+    """The mail that tells a customer that their message has come, and under which reference.
+
+    Templates are Jinja's. They know `reference`, `subject` and `name` (what the customer wrote, both may be empty),
+    `channel` and `sender` (the name in `from`, else its address).
+    """
+
+    sender: str = Field(
+        alias="from",
+        max_length=320,
+        description="who it is from: `support@acme.cn` or `ACME Support <support@acme.cn>`",
+    )
+    reply_to: str | None = Field(
+        default=None,
+        max_length=320,
+        description="where answers go: an address, or `signed`: the address in `from` with the reference behind a plus,"
+        " by which an answer is known; null: the address in `from`",
+    )
+    language: Literal["zh", "en"] = Field(default="zh", description="where the message's own is neither or unknown")
+    subject: Template = Field(default=Wording(), description="template of the subject")
+    text: Template = Field(default=Wording(), description="template of the plain text")
+    html: Template = Field(default=Wording(), description="template of the HTML; null: made of the plain text")
+    max_per_sender_per_hour: int = Field(default=5, ge=1, description="a sender is sent no more by this gateway")
+    max_per_domain_per_hour: int = Field(
+        default=100, ge=1, description="nor are all senders of a domain together: what ends a loop of two robots"
+    )
+
+
 class ChannelSettings(Settings):
     """The keys every channel has."""
 
@@ -47,6 +89,13 @@ class ChannelSettings(Settings):
     priority: str | None = Field(default=None, description="goes to the ticket's `priority`")
     max_request_bytes: int = Field(default=32 << 20, ge=1024, description="larger requests are refused with 413")
     rate: Rate | None = Field(default=None, description="requests per client address; null: unlimited")
+    acknowledge: Acknowledge | None = Field(
+        default=None, description="a mail to the customer with the reference; null: none is sent"
+    )
+
+    def receives(self, address: str) -> bool:
+        """Whether mail to this address (in lower case) comes to this channel: then nobody is written to there."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def _missing(_detail: ErrorDetails, key: Key, *_: object) -> str:
 
 def _unknown_key(_detail: ErrorDetails, key: Key, data: Any, model: type[BaseModel]) -> str:
     options = (option for option in _annotations(model, data, key[:-1]) if _is_model(option))
-    known = sorted({name for option in options for name in option.model_fields})
+    known = sorted({field.alias or name for option in options for name, field in option.model_fields.items()})
     hint = registry.closest(str(key[-1]), known)
     if not known:
         return "unknown key; remove it"

@@ -7,7 +7,7 @@ What Redis has lost is published again (R14), a batch in turn with a batch of wh
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,10 +16,11 @@ import structlog
 
 from gateway import registry
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Draft, Normalizer, Part
+from gateway.contract import ChannelSettings, Draft, Normalizer, Part, StoredMessage
 from gateway.envelope import TYPE, Attachment, Message, event
 from gateway.errors import Rejected, Unavailable
 from gateway.identity import reference
+from gateway.letter import Letter, Suppressed
 from gateway.mediatype import sniff
 from gateway.publisher import Item, Publisher, Result, mark_of
 from gateway.spool import DUPLICATE, PUBLISHED, QUARANTINED, WAITING, Outcome, Row, Spool
@@ -35,6 +36,9 @@ _SLICE_SECS = 0.001  # of normalising, before whoever wants to be accepted gets 
 _BUSY_TURN_SECS = 0.002  # a turn of the event loop that took longer had much to accept
 _IN_THREAD_BYTES = 256 << 10  # larger bodies are normalised off the event loop
 _HEAD_BYTES = 4096
+
+Acknowledge = Callable[[int, StoredMessage, Message], Letter | Suppressed | None]
+Ready = tuple[Row, Item, Letter | Suppressed | None]  # a message that can be published, and its acknowledgement
 
 
 @dataclass(slots=True)
@@ -59,6 +63,7 @@ class Pipeline:
         arrived: asyncio.Event,
         batch: int,
         max_tries: int,
+        acknowledge: Acknowledge = lambda seq, raw, message: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._spool = spool
@@ -71,6 +76,7 @@ class Pipeline:
         self._arrived = arrived
         self._batch = batch
         self._max_tries = max_tries
+        self._acknowledge = acknowledge
         self._clock = clock
         self._stepping = asyncio.Lock()
         self._normalizers: dict[str, Normalizer] = {}
@@ -120,21 +126,24 @@ class Pipeline:
 
     async def _publish_waiting(self, rows: list[Row]) -> None:
         items, outcomes = await self._items(rows)
-        results = await self._publisher.publish([item for _, item in items]) if items else []
-        for (row, _), result in zip(items, results, strict=True):
+        letters: list[Letter | Suppressed] = []
+        results = await self._publisher.publish([item for _, item, _ in items]) if items else []
+        for (row, _, letter), result in zip(items, results, strict=True):
             if result is Result.CONFLICT:
                 await self._spool.mark_conflict(row)
-            else:
-                state = DUPLICATE if result is Result.DUPLICATE else PUBLISHED
-                outcomes.append(Outcome(row.seq, row.message.channel, state))
-        await self._settle(outcomes)
+                continue
+            state = DUPLICATE if result is Result.DUPLICATE else PUBLISHED
+            outcomes.append(Outcome(row.seq, row.message.channel, state))
+            if letter is not None and state == PUBLISHED:
+                letters.append(letter)
+        await self._settle(outcomes, letters)
         self._tell(rows, outcomes)
 
-    async def _settle(self, outcomes: list[Outcome]) -> None:
+    async def _settle(self, outcomes: list[Outcome], letters: Sequence[Letter | Suppressed] = ()) -> None:
         """Until the spool has it: what is in the stream must not stay waiting for want of disk space."""
         while True:
             try:
-                return await self._spool.settle(outcomes, newest=self._bookmark())
+                return await self._spool.settle(outcomes, newest=self._bookmark(), letters=letters)
             except Unavailable as error:
                 if error.code == "stopping":
                     raise
@@ -144,13 +153,13 @@ class Pipeline:
         """None while something is to be published again: a restart in the midst of it has to begin anew."""
         return "" if self._publisher.lost_data or self._replay else self._publisher.bookmark
 
-    async def _items(self, rows: list[Row]) -> tuple[list[tuple[Row, Item]], list[Outcome]]:
-        items: list[tuple[Row, Item]] = []
+    async def _items(self, rows: list[Row]) -> tuple[list[Ready], list[Outcome]]:
+        items: list[Ready] = []
         outcomes: list[Outcome] = []
         until = time.perf_counter() + _SLICE_SECS
         for row in rows:
             try:
-                items.append((row, await self._item(row)))
+                items.append(await self._item(row))
             except Exception as error:
                 outcomes.append(self._failed(row, error))
             if time.perf_counter() > until:
@@ -203,7 +212,7 @@ class Pipeline:
             await self._end(replay)
             return False
         items, outcomes = await self._items(rows)
-        results = await self._publisher.publish([item for _, item in items]) if items else []
+        results = await self._publisher.publish([item for _, item, _ in items]) if items else []
         added = results.count(Result.ADDED)
         self._metrics.republished.inc(added)
         log.info("replay", looked_at=len(rows), published=added)
@@ -220,7 +229,7 @@ class Pipeline:
 
     # A message's envelope
 
-    async def _item(self, row: Row) -> Item:
+    async def _item(self, row: Row) -> Ready:
         if row.fault:
             raise Rejected("unreadable", reason=row.fault)
         raw = row.message
@@ -231,7 +240,8 @@ class Pipeline:
         conversation = draft.message.conversation or raw.id
         event = self._event(row, draft.message, conversation, attachments)
         mark = mark_of(row.fingerprint, self._spool_id, row.seq)
-        return Item(raw.id, mark, TYPE, raw.channel, conversation, event)
+        item = Item(raw.id, mark, TYPE, raw.channel, conversation, event)
+        return row, item, self._acknowledge(row.seq, raw, draft.message)
 
     def _normalizer(self, kind: str) -> Normalizer:
         if kind not in self._normalizers:

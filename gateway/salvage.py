@@ -36,6 +36,7 @@ def _fill(target: sqlite3.Connection, damaged: Path, schema: str) -> int:
             target.execute("BEGIN IMMEDIATE")
             saved = sum(_copy(source, target, seq) for seq in _readable(source))
             _copy_memory(source, target)
+            _copy_letters(source, target)
             _count(target)
             target.execute("COMMIT")
     return saved
@@ -78,6 +79,13 @@ def _copy_memory(source: sqlite3.Connection, target: sqlite3.Connection) -> None
             _insert(target, "memory", row)
 
 
+def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """As far as they can be read: a customer may miss an acknowledgement, and nobody gets one twice."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        for letter in source.execute("SELECT * FROM letter"):
+            _insert(target, "letter", letter)
+
+
 def _insert(target: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
     places = ", ".join("?" * len(row))
     try:
@@ -94,3 +102,7 @@ def _count(target: sqlite3.Connection) -> None:
             "INSERT INTO ledger SELECT channel, ?, count(*) FROM message WHERE state = ? GROUP BY channel",
             (entry, state),
         )
+    target.execute(
+        "INSERT INTO ledger SELECT channel, 'acknowledgement_waiting', count(*) FROM letter"
+        " WHERE content IS NOT NULL GROUP BY channel"
+    )

@@ -7,7 +7,7 @@ of them is right by itself.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
-from gateway import configfile, registry
+from gateway import configfile, letter, registry
 from gateway.address import Address, Listen
 from gateway.configfile import ConfigFile
 from gateway.contract import ChannelSettings, Settings
@@ -115,6 +115,12 @@ def _long_enough(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value()) < 32:
         raise ValueError("is shorter than 32 characters; make one by: openssl rand -hex 32")
     return secret
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _absolute(path: Path) -> Path:
@@ -282,6 +288,47 @@ class BlobSettings(Settings):
     url_ttl_hours: int = Field(default=168, ge=1, description="how long the signed addresses in tickets are good")
 
 
+class OutgoingMail(Settings):
+    """The submission server that acknowledgements are sent through."""
+
+    host: str = Field(min_length=1, max_length=255, description="its name or address")
+    port: Annotated[int | None, _Unset] = Field(
+        default=None, ge=1, le=65535, description="null: 587 with starttls, 465 with implicit, 25 with none"
+    )
+    tls: Literal["starttls", "implicit", "none"] = Field(
+        default="starttls", description="starttls and implicit refuse a server without a valid certificate"
+    )
+    username: Annotated[str | None, _Unset] = Field(default=None, description="null: without authentication")
+    password: Annotated[SecretStr | None, _Unset] = Field(default=None, description="its password")
+    ca_file: Annotated[Path | None, _Unset] = Field(default=None, description="certificates to trust, PEM")
+    timeout_secs: float = Field(default=30, gt=0, le=600, description="for a connection, and for each answer")
+    helo: Annotated[str | None, _Unset] = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9.:\[\]-]{1,255}$",
+        description="what we call ourselves; null: our host's name",
+    )
+    return_path: Annotated[Annotated[str, AfterValidator(letter.ascii_address)] | None, _Unset] = Field(
+        default=None,
+        description="null: none, as RFC 3834 asks; an address only for a server that refuses mail without one",
+    )
+
+    @property
+    def port_number(self) -> int:
+        """`port`, or the usual one."""
+        return self.port or {"starttls": 587, "implicit": 465, "none": 25}[self.tls]
+
+    @model_validator(mode="after")
+    def _login(self) -> Self:
+        if (self.username is None) != (self.password is None):
+            given, absent = ("username", "password") if self.username else ("password", "username")
+            raise _fault_at(given, f"a user and its password belong together; add {absent}")
+        if self.password and self.tls == "none" and not _is_loopback(self.host):
+            raise _fault_at("tls", "would show the password to the network; write starttls or implicit")
+        if self.ca_file and self.tls == "none":
+            raise _fault_at("ca_file", "is for TLS; write tls: starttls or implicit, or remove the key")
+        return self
+
+
 class LogSettings(Settings):
     """Log lines go to standard error."""
 
@@ -314,6 +361,9 @@ class GatewaySettings(Whereabouts):
     admin: AdminSettings = Field(default=AdminSettings(), description="where health and metrics are served")
     spool: SpoolSettings = Field(default=SpoolSettings(), description="the journal on disk")
     blobs: BlobSettings = Field(default=BlobSettings(), description="attachments")
+    outgoing_mail: OutgoingMail | None = Field(
+        default=None, description="the server that acknowledgements are sent through; null: none are sent"
+    )
     log: LogSettings = Field(default=LogSettings(), description="logging")
     shutdown_secs: int = Field(default=20, ge=1, le=600, description="how long a stop may take to finish work in hand")
     channels: dict[Slug, Channel] = Field(description="the channels by name; each has a `type`")
@@ -332,6 +382,19 @@ class GatewaySettings(Whereabouts):
                 if address.clashes(its):
                     raise _fault_at(key, f"is the address of {other} too; give each its own port")
             taken[key] = address
+        return self
+
+    @model_validator(mode="after")
+    def _acknowledgements(self) -> Self:
+        for name, channel in self.channels.items():
+            if channel.acknowledge is None:
+                continue
+            key = f"channels.{name}.acknowledge"
+            if self.outgoing_mail is None:
+                remedy = "add `outgoing_mail: {host: smtp.example.com, …}` to the file, or remove acknowledge"
+                raise _fault_at(key, f"there is no server to send it through; {remedy}")
+            for below, text in letter.faults(channel.acknowledge):
+                raise _fault_at(f"{key}.{below}", text)
         return self
 
     def _listeners(self) -> Iterator[tuple[str, Address]]:

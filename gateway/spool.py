@@ -30,6 +30,9 @@ from gateway.contract import BodyFile, Memory, RawMessage, Receipt, StoredMessag
 from gateway.errors import HuiruError, Rejected, Unavailable
 from gateway.identity import conflict_id, id_prefix, message_id, reference
 from gateway.journal import Damaged, Journal
+from gateway.letter import Letter, Suppressed
+from gateway.letterbox import SCHEMA as LETTERS
+from gateway.letterbox import Letterbox
 from gateway.salvage import salvage
 
 log = structlog.get_logger()
@@ -37,7 +40,7 @@ log = structlog.get_logger()
 WAITING, PUBLISHED, DUPLICATE, QUARANTINED = range(4)
 ROW_BYTES = 512  # what a message costs in the database beside its body, about
 
-_SCHEMA = """
+_SCHEMA = f"""{LETTERS}
 CREATE TABLE IF NOT EXISTS message (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, fingerprint BLOB NOT NULL, state INTEGER NOT NULL,
   channel TEXT NOT NULL, kind TEXT NOT NULL, native_id TEXT, content_type TEXT NOT NULL, facts BLOB NOT NULL,
@@ -153,6 +156,12 @@ class Spool:
             settled=self._settle_ledger,
             opened=self._opened,
             replace=self._replace_damaged,
+        )
+        self.letters = Letterbox(
+            self._journal,
+            ledger=lambda: self.ledger,
+            count=lambda channel, name, n: self._count(channel, **{name: n}),
+            clock=clock,
         )
 
     # Life
@@ -308,10 +317,17 @@ class Spool:
         where = "seq > ? AND state = 1 AND settled_at >= ? ORDER BY seq LIMIT ?"
         return await self._journal.run(lambda db: self._rows(db, where, (after, moment, limit), max_bytes))
 
-    async def settle(self, outcomes: Sequence[Outcome], *, newest: str = "") -> None:
-        """Records what became of rows that were waiting, and the newest entry that Redis acknowledged."""
+    async def settle(
+        self, outcomes: Sequence[Outcome], *, newest: str = "", letters: Sequence[Letter | Suppressed] = ()
+    ) -> None:
+        """Records what became of rows that were waiting, and the newest entry that Redis acknowledged.
+
+        `letters` are those about rows that are published now; a row that was settled before gets none.
+        """
 
         def job(db: sqlite3.Connection) -> None:
+            if letters:
+                self.letters.put(db, self._of_waiting(db, letters))
             for state in (PUBLISHED, DUPLICATE):
                 self._settle_all(db, state, [outcome.seq for outcome in outcomes if outcome.state == state])
             for outcome in outcomes:
@@ -321,6 +337,13 @@ class Spool:
                 db.execute(_MEMORISE, (NEWEST, newest))
 
         await self._journal.run(job)
+        if letters:
+            self.letters.arrived.set()
+
+    def _of_waiting(self, db: sqlite3.Connection, letters: Sequence[Letter | Suppressed]) -> list[Letter | Suppressed]:
+        sql = "SELECT seq FROM message WHERE state = 0 AND seq IN (SELECT value FROM json_each(?))"
+        waiting = {seq for (seq,) in db.execute(sql, (_json([letter.seq for letter in letters]),))}
+        return [letter for letter in letters if letter.seq in waiting]
 
     def _settle_all(self, db: sqlite3.Connection, state: int, seqs: list[int]) -> None:
         if not seqs:

@@ -33,6 +33,10 @@ CREDENTIAL_EXPIRY = "huiru_credential_expiry_timestamp_seconds"
 MISSING = "huiru_messages_missing"
 REPUBLISHED = "huiru_messages_republished"
 SPOOL_DAMAGED = "huiru_spool_damaged"
+ACKNOWLEDGED = "huiru_acknowledgements_sent"
+NOT_ACKNOWLEDGED = "huiru_acknowledgements_suppressed"
+ACKNOWLEDGING_FAILED = "huiru_acknowledgements_failed"
+ACKNOWLEDGEMENTS_WAITING = "huiru_acknowledgements_waiting"
 
 _HIDDEN = "[hidden]"
 _TELLTALE = ("password", "secret", "token", "authorization", "cookie", "aes_key", "signature", "api_key")
@@ -90,13 +94,21 @@ class LedgerCollector(Collector):
             (PUBLISHED, "published", "Messages in the stream"),
             (DUPLICATE, "duplicate", "Deliveries of a message that was there already"),
             (DISCARDED, "discarded", "Quarantined messages an operator gave up"),
+            (ACKNOWLEDGED, "acknowledgement_sent", "Acknowledgements that the mail server took"),
         ):
             counter = CounterMetricFamily(name, text, labels=["channel"])
             for channel in channels:
                 counter.add_metric([channel], entries.get((channel, entry), 0))
             yield counter
-        yield _quarantined(entries)
+        for name, entry, text in (
+            (QUARANTINED, "quarantined_total", "Messages put into quarantine, by cause"),
+            (NOT_ACKNOWLEDGED, "acknowledgement_suppressed", "Messages not acknowledged, by cause"),
+            (ACKNOWLEDGING_FAILED, "acknowledgement_failed", "Acknowledgements given up, by cause"),
+        ):
+            yield _by_code(name, entry, text, entries)
         yield _gauge(WAITING, "Messages on their way to the stream", {c: self._waiting(c) for c in channels})
+        letters = {c: entries.get((c, "acknowledgement_waiting"), 0) for c in channels}
+        yield _gauge(ACKNOWLEDGEMENTS_WAITING, "Acknowledgements not sent yet", letters)
         held = {c: entries.get((c, "quarantined"), 0) for c in channels}
         yield _gauge(IN_QUARANTINE, "Messages in quarantine now", held)
         yield _gauge(LAST_MESSAGE, "When the channel's newest message was accepted", self._last_message())
@@ -125,11 +137,12 @@ class MissingCollector(Collector):
         yield _gauge(MISSING, "Messages that the channel's server holds and that were not accepted", self._missing())
 
 
-def _quarantined(entries: Mapping[tuple[str, str], int]) -> Metric:
-    counter = CounterMetricFamily(QUARANTINED, "Messages put into quarantine, by cause", labels=["channel", "code"])
-    for (channel, entry), n in sorted(entries.items()):
-        kind, _, code = entry.partition(":")
-        if kind == "quarantined_total":
+def _by_code(name: str, entry: str, text: str, entries: Mapping[tuple[str, str], int]) -> Metric:
+    """Of the ledger's entries that are called `ENTRY:CODE`."""
+    counter = CounterMetricFamily(name, text, labels=["channel", "code"])
+    for (channel, key), n in sorted(entries.items()):
+        kind, _, code = key.partition(":")
+        if kind == entry and code:
             counter.add_metric([channel, code], n)
     return counter
 

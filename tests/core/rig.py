@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gateway.acknowledgement import Acknowledgements
 from gateway.blobs import Blobs
 from gateway.contract import ChannelSettings, Draft, Part, RawMessage, Receipt, StoredMessage
-from gateway.envelope import Identity, Message, Sender
+from gateway.envelope import Identity, Message, Sender, Thread
 from gateway.errors import Rejected
 from gateway.intake import Intake
 from gateway.pipeline import Pipeline
@@ -52,6 +53,15 @@ def which_thread(raw: StoredMessage) -> Draft:
     return Draft(Message(text=threading.current_thread().name))
 
 
+def mail(raw: StoredMessage) -> Draft:
+    """What its facts say: `from`, and what else of a message."""
+    facts = {**raw.facts}
+    sender = Sender(name=facts.pop("name", None), identities=(Identity(kind="email", value=facts.pop("from")),))
+    thread = Thread(message_id=f"{raw.native_id}@customer.example", **facts.pop("thread", {}))
+    more = {key: facts[key] for key in ("subject", "language", "auto") if key in facts}
+    return Draft(Message(sender=sender, text=raw.body.decode(), thread=thread, **more))
+
+
 NORMALIZERS: dict[str, Callable[[StoredMessage], Draft]] = {
     "note": note,
     "album": album,
@@ -59,6 +69,7 @@ NORMALIZERS: dict[str, Callable[[StoredMessage], Draft]] = {
     "rejected": rejected,
     "defective": defective,
     "thread": which_thread,
+    "mail": mail,
 }
 
 
@@ -90,6 +101,7 @@ class Rig:
             arrived=self.intake.arrived,
             batch=options.pop("batch", 200),
             max_tries=options.pop("max_tries", 3),
+            acknowledge=Acknowledgements(lambda: self.channels, self.moment),
             clock=lambda: self.now,
         )
         http = HttpSettings(**options)

@@ -11,6 +11,7 @@ from gateway import __version__
 from gateway.admin import AdminApi, health_application
 from gateway.errors import ConfigError, Unavailable
 from gateway.identity import reference
+from gateway.outbox import Outbox
 from tests.core.rig import Rig
 
 Ask = Callable[..., Awaitable[tuple[int, Any]]]
@@ -48,7 +49,8 @@ def daemon() -> Daemon:
 @pytest.fixture
 async def ask(rig: Rig, daemon: Daemon, aiohttp_client: Any) -> Ask:
     """`await ask("GET", "/api/status")`: the status and the document."""
-    api = AdminApi(daemon, rig.spool, rig.publisher, rig.pipeline)
+    outbox = Outbox(rig.spool, lambda: None, lambda: rig.channels, b"k" * 32)
+    api = AdminApi(daemon, rig.spool, rig.publisher, rig.pipeline, outbox)
     client: TestClient[Any, Any] = await aiohttp_client(api.application())
 
     async def send(method: str, path: str, **options: Any) -> tuple[int, Any]:

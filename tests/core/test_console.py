@@ -143,6 +143,7 @@ STATUS: dict[str, Any] = {
     "redis": {"up": True, "url": "redis://h:1/0", "trouble": ""},
     "stream": {"name": "tickets", "length": 1},
     "spool": {"bytes": 1 << 20, "damaged": False},
+    "outbox": {"waiting": 0, "trouble": ""},
     "channels": [CHANNEL],
 }
 
@@ -167,6 +168,7 @@ def test_status_shows_what_is_wrong() -> None:
         "stream": {"name": "tickets", "length": None},
         "spool": {"bytes": 0, "damaged": True},
         "channels": [CHANNEL | {"up": False, "trouble": "no\x1b network", "discarded": 2, "last_message_at": None}],
+        "outbox": {"waiting": 2, "trouble": "no route\x1b[2J"},
     }
     lines = shown(console.status(ill, NOW))
 
@@ -174,10 +176,11 @@ def test_status_shows_what_is_wrong() -> None:
     assert lines[1] == "redis   redis://h:1/0 DOWN: refused[2J"
     assert lines[2] == "stream  tickets, an unknown number of tickets"
     assert "damaged" in lines[4]
-    assert "discarded" in lines[6]
-    assert "webform DOWN" in lines[7]
-    assert lines[7].endswith("never")
-    assert lines[8] == "web: no network"
+    assert lines[5] == "outbox  2 acknowledgements waiting, FAILING: no route[2J"
+    assert "discarded" in lines[7]
+    assert "webform DOWN" in lines[8]
+    assert lines[8].endswith("never")
+    assert lines[9] == "web: no network"
 
 
 ITEM = {

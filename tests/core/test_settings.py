@@ -283,7 +283,10 @@ def test_interpolation_that_fails(folder: Folder, written: str, said: str) -> No
 
 FAULTS = [
     ("htpp: {}", "htpp: unknown key; did you mean http?"),
-    ("zzzzz: 1", "zzzzz: unknown key; the keys here are: admin, blobs, channels, http, log, name, redis, secret, "),
+    (
+        "zzzzz: 1",
+        "zzzzz: unknown key; the keys here are: admin, blobs, channels, http, log, name, outgoing_mail, redis, ",
+    ),
     ("http: {lisen: 1}", "http.lisen: unknown key; did you mean listen?"),
     ("http:", "http: expected a mapping (`key: value` lines), found nothing; give a value or remove the key"),
     ("http: [1]", "http: expected a mapping (`key: value` lines), found a list"),

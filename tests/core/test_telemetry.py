@@ -219,7 +219,14 @@ def collected(ledger: dict[tuple[str, str], int], channels: list[str]) -> Metric
 
 
 def test_every_metric_has_its_promised_name() -> None:
-    metrics = collected({("shop", "quarantined_total:malformed"): 2}, ["shop"])
+    ledger = {
+        ("shop", "quarantined_total:malformed"): 2,
+        ("shop", "acknowledgement_sent"): 3,
+        ("shop", "acknowledgement_suppressed:robot"): 4,
+        ("shop", "acknowledgement_failed:refused"): 5,
+        ("shop", "acknowledgement_waiting"): 6,
+    }
+    metrics = collected(ledger, ["shop"])
     metrics.refused.labels("shop", "busy").inc()
     metrics.accept_seconds.labels("shop").observe(1)
     metrics.publish_lag_seconds.labels("shop").observe(1)
@@ -234,6 +241,10 @@ def test_every_metric_has_its_promised_name() -> None:
         'huiru_messages_duplicate_total{channel="shop"}',
         'huiru_messages_quarantined_total{channel="shop",code="malformed"} 2.0',
         'huiru_messages_refused_total{channel="shop",code="busy"}',
+        'huiru_acknowledgements_sent_total{channel="shop"} 3.0',
+        'huiru_acknowledgements_suppressed_total{channel="shop",code="robot"} 4.0',
+        'huiru_acknowledgements_failed_total{channel="shop",code="refused"} 5.0',
+        'huiru_acknowledgements_waiting{channel="shop"} 6.0',
         'huiru_messages_waiting{channel="shop"}',
         'huiru_accept_seconds_bucket{channel="shop",le=',
         'huiru_publish_lag_seconds_bucket{channel="shop",le=',
