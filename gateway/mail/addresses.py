@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from gateway.mail import words
 from gateway.text import one_line
 
-_MAX_BYTES = 1 << 20  # of one list
+_MAX_BYTES = 1 << 17  # of one list
 _MAX_ADDRESS_CHARS = 320  # RFC 5321, 4.5.3.1: 64 + 1 + 255
 
-_SIMPLE = re.compile(rb'[ \t]*+(?:"([^"\\<>]*+)"|([^"\\(<>,;:@\[\]]*+))[ \t]*+<([^\s<>()",;:\\]++@[^\s<>()",;:\\@]++)>')
+_SIMPLE = re.compile(
+    rb'[ \t]*+(?:"([^"\\<>]*+)"|([^"\\(<>,;:@\[\]]*+))[ \t]*+<([^\s<>()",;:\\@]++@[^\s<>()",;:\\@]++)>'
+)
 _BARE = re.compile(rb'[^\s<>()",;:\\@\[\]=]++@[^\s<>()",;:\\@\[\]]++')
 _TOKEN = re.compile(
     rb"""(?P<word>=\?[^?\s]{1,60}\?[bBqQ]\?[^?]*+\?=)
@@ -28,9 +30,13 @@ _TOKEN = re.compile(
 _UNQUOTED = re.compile(_TOKEN.pattern.replace(rb'"(?P<quoted>(?:[^"\\]|\\.)*+)"', rb"(?P<quoted>(?!))"), _TOKEN.flags)
 _PARENTHESIS = re.compile(rb"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_SEPARATORS = (b",", b";")
+_FULL_WIDTH = str.maketrans("＜＞＠", "<>@")  # typed by hand
 _COMMENT = re.compile(r"\([^()]*\)")
 _BLANKS_AROUND = re.compile(r"\s*([@.])\s*")
-_ADDRESS = re.compile(r"""[^\s<>()",;:\\@\[\]']+@(?:[^\s<>()",;:\\@\[\]']+|\[[^\[\]\s]*\])""")
+_ADDRESS = re.compile(
+    r"""(?<![^\s<>()",;:\\@\[\]'])[^\s<>()",;:\\@\[\]']++@(?:[^\s<>()",;:\\@\[\]']+|\[[^\[\]\s]*\])"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +56,41 @@ class _Mailbox:
     angle: bytes | None = None
     quoted_local: bytes = b""
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.text or self.comments or self.angle or self.quoted_local)
+
+    @property
+    def may_name_group(self) -> bool:
+        return self.angle is None and not any(b"@" in piece for piece in self.text)
+
+    def take(self, token: re.Match[bytes]) -> None:
+        if token["angle"] is not None:
+            if self.angle and b"@" not in self.angle:
+                self.text.append(b"<" + self.angle + b">")  # a nickname
+            self.angle = self.angle if self.angle and b"@" in self.angle else token["angle"]
+        elif token["quoted"] is not None and token["at"]:
+            self.quoted_local = token[0]
+        elif token["quoted"] is not None:
+            self.text.append(_ESCAPED.sub(rb"\1", token["quoted"]))
+        else:
+            self.text.append(token[0])
+
+    def take_comment(self, raw: bytes, at: int, end: int) -> int:
+        """Where to go on. `end` is 0 for a parenthesis that does not close: it is one of the characters then."""
+        if end:
+            self.comments.append(raw[at : end - 1])
+        else:
+            self.text.append(b"(")
+        return end or at
+
 
 def parse(raw: bytes, hint: str = "", limit: int = 1000) -> list[Address]:
     """The addresses of a list, at most `limit`. `hint`: the label of the body, for raw 8-bit text. Never raises."""
     simple = _SIMPLE.fullmatch(raw)
     if simple:
         return [Address(_name(simple[1] or simple[2] or b"", hint), _address(words.decode(simple[3], hint)))]
-    if _BARE.fullmatch(raw):
+    if raw.isascii() and _BARE.fullmatch(raw):
         return [Address("", _address(words.decode(raw, hint)))]
     found: list[Address] = []
     held: list[bytes] = []  # of a name that a comma cut in two
@@ -79,7 +113,7 @@ def parse(raw: bytes, hint: str = "", limit: int = 1000) -> list[Address]:
 
 
 def _mailboxes(raw: bytes) -> Iterator[tuple[_Mailbox, bytes]]:
-    """Each entry and the mark that ended it."""
+    """Each entry that is not empty, and the mark that ended it."""
     mailbox = _Mailbox()
     grouped = raw.rfind(b";")
     pattern, comments = _TOKEN, True
@@ -87,25 +121,18 @@ def _mailboxes(raw: bytes) -> Iterator[tuple[_Mailbox, bytes]]:
     while token := pattern.match(raw, at):
         at = token.end()
         mark = token["mark"]
-        if mark == b"(" and comments:
+        if mark in _SEPARATORS:
+            if not mailbox.is_empty:
+                yield mailbox, mark
+                mailbox = _Mailbox()
+        elif mark == b"(" and comments:
             end = _comment_end(raw, at)
             comments = end > 0
-            if comments:
-                mailbox.comments.append(raw[at : end - 1])
-                at = end
-        elif mark == b":" and mailbox.angle is None and at <= grouped and b"@" not in b"".join(mailbox.text):
-            mailbox = _Mailbox()  # the name of a group
-        elif mark in (b",", b";"):
-            yield mailbox, mark
+            at = mailbox.take_comment(raw, at, end)
+        elif mark == b":" and at <= grouped and mailbox.may_name_group:
             mailbox = _Mailbox()
-        elif token["angle"] is not None:
-            mailbox.angle = token["angle"] if not mailbox.angle else mailbox.angle
-        elif token["quoted"] is not None and token["at"]:
-            mailbox.quoted_local = token[0]
-        elif token["quoted"] is not None:
-            mailbox.text.append(_ESCAPED.sub(rb"\1", token["quoted"]))
         else:
-            mailbox.text.append(token[0])
+            mailbox.take(token)
             if token[0] == b'"':
                 pattern = _UNQUOTED  # no end to this quotation, nor to one within it
     yield mailbox, b""
@@ -128,11 +155,11 @@ def _read(mailbox: _Mailbox, hint: str) -> Address:
         return Address(_name(text.strip(b" \t<>") or comment, hint), address)
     if mailbox.quoted_local:
         return Address(_name(comment or text, hint), _address(words.decode(mailbox.quoted_local, hint)))
-    plain = words.decode(text, hint).strip().removeprefix("mailto:")
+    plain = words.decode(text, hint).translate(_FULL_WIDTH).strip().removeprefix("mailto:")
     found = _ADDRESS.search(plain) or _ADDRESS.search(plain := _BLANKS_AROUND.sub(r"\1", plain))
     if not found:
         return Address(_cleaned(plain) or _name(comment, hint), "")
-    beside = _cleaned(plain[: found.start()] + plain[found.end() :])
+    beside = _cleaned(plain[: found.start()].rstrip(" <") + plain[found.end() :].lstrip(" >"))
     return Address(beside or _name(comment, hint), _address(found[0]))
 
 

@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from encodings.aliases import aliases
+from functools import lru_cache
 
 _SAMPLE_BYTES = 4096  # what is looked at to tell one charset from another
+_DOUBTED_BYTES = 24  # fewer high bytes than these say nothing against a label
 
 # theirs -> what is tried, in this order
 _GB, _BIG5, _KOREAN, _SJIS = ("gb18030",), ("cp950", "big5hkscs"), ("cp949",), ("cp932", "shift_jis_2004")
@@ -64,6 +66,7 @@ _DOUBTFUL = frozenset(
 _CJK = frozenset({"gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp"})
 _STATEFUL = frozenset({"utf-7", "iso2022_jp", "iso2022_kr", "hz"})
 _WIDE = frozenset({"utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"})
+_BEYOND_ASCII = _STATEFUL | _WIDE  # text of theirs can be ASCII bytes that mean something else
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\0\0", "utf-32-le"),
@@ -72,6 +75,7 @@ _BOMS = (
     (b"\xfe\xff", "utf-16-be"),
 )
 
+_FIRST_OF_BOMS = frozenset(mark[:1] for mark, _ in _BOMS)
 _JAPANESE_ESCAPE = re.compile(rb"\x1b(?:\$[@B]|\([JI]|\$\(D)")
 _KOREAN_ESCAPE = b"\x1b$)C"
 _JIS_SEGMENT = re.compile(rb"\x1b(\$[@B]|\$\([@BDQOP]|\([BJI])([^\x1b]*)")
@@ -80,6 +84,7 @@ _META = re.compile(
     re.I,
 )
 _META_BYTES = 4096
+_GB_CHARACTER = re.compile(rb"([\x81-\xfe](?:[\x40-\x7e\x80-\xfe]|[0-9][\x81-\xfe][0-9]))|\x80")
 _UTF8_WIDE = re.compile(rb"[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _HIGH_RUN = re.compile(rb"[\x80-\xff]+")
 _NO_LETTER = re.compile("[\ue000-\uf8ff\ufffd\x80-\x9f\uff61-\uff9f]")  # half-width kana too: GBK read as Shift_JIS
@@ -113,6 +118,7 @@ class Decoded:
     replaced: int = 0
 
 
+@lru_cache(maxsize=256)
 def codecs_of(label: str) -> tuple[str, ...]:
     """The codecs a label may mean, the likeliest first; () for a label that says nothing."""
     name = re.sub(r"[^a-z0-9.]+", "_", label[:60].lower()).strip("_")
@@ -136,9 +142,9 @@ _INSTALLED = frozenset(aliases.values()) | {"cp874", "cp720", "cp737", "cp856", 
 def decode(data: bytes, label: str = "", hints: Iterable[str] = ()) -> Decoded:
     """The text of `data`. `hints` are labels of what stands near it, tried when its own says nothing. Never raises."""
     codecs = codecs_of(label) if label else ()
-    if data.isascii() and (not codecs or codecs[0] not in _STATEFUL | _WIDE) and not _hidden(data):
+    if data.isascii() and (not codecs or codecs[0] not in _BEYOND_ASCII) and not _hidden(data):
         return Decoded(data.decode("ascii"), codecs[0] if codecs else "ascii")
-    for mark, codec in _BOMS:
+    for mark, codec in _BOMS if data[:1] in _FIRST_OF_BOMS else ():
         if data.startswith(mark):
             return _by(data[len(mark) :], (codec,))
     if codecs and (known := _labelled(data, codecs)):
@@ -170,7 +176,7 @@ def _by(data: bytes, codecs: Iterable[str]) -> Decoded:
     for codec in codecs:
         if (text := _strict(data, codec)) is not None:
             return Decoded(text.removeprefix("\ufeff"), codec)
-        text = _shift_in(data) if codec == "iso2022_jp" else data.decode(codec, "replace")
+        text = _REPAIRED[codec](data) if codec in _REPAIRED else data.decode(codec, "replace")
         found = Decoded(text, codec, text.count("\ufffd"))
         best = found if best is None or found.replaced < best.replaced else best
     return best or Decoded(data.decode("ascii", "replace"), "ascii")
@@ -181,7 +187,7 @@ def _labelled(data: bytes, codecs: tuple[str, ...]) -> Decoded | None:
     first = codecs[0]
     if first == "utf-8":
         return _utf8(data)
-    if first in _STATEFUL | _WIDE:
+    if first in _BEYOND_ASCII:
         return _by(data, codecs) if _fits(data, first) else None
     if (text := _strict(data, "utf-8")) is not None and not data.isascii() and _is_utf8(data, first, text):
         return Decoded(text, "utf-8")
@@ -196,7 +202,7 @@ def _labelled(data: bytes, codecs: tuple[str, ...]) -> Decoded | None:
 def _fits(data: bytes, codec: str) -> bool:
     if codec in _WIDE:
         return b"\0" in data or _strict(data, "utf-8") is None
-    return data.isascii() or codec == "iso2022_kr"
+    return _KOREAN_ESCAPE in data if codec == "iso2022_kr" else data.isascii()
 
 
 def _utf8(data: bytes) -> Decoded | None:
@@ -204,9 +210,13 @@ def _utf8(data: bytes) -> Decoded | None:
         return None if b"\x1b" in data or (b"\0" in data and _zeros(data)) else Decoded(text, "utf-8")
     text = data.decode("utf-8", "replace")
     lost = text.count("\ufffd")
-    read = sum(map(len, _UTF8_WIDE.findall(data[: 16 * _SAMPLE_BYTES]))) // 3
+    read = len(_UTF8_WIDE.findall(data[: 16 * _SAMPLE_BYTES]))
     pairs = len(re.findall(rb"[\xc2-\xdf][\x80-\xbf](?![\x80-\xbf])", data[: 16 * _SAMPLE_BYTES]))
     return Decoded(text, "utf-8", lost) if read > lost or (read + pairs > 2 * lost and not read < pairs < 8) else None
+
+
+def _is_clearly_utf8(data: bytes, torn: Decoded) -> bool:
+    return len(_UTF8_WIDE.findall(data[:_SAMPLE_BYTES])) > max(1, 2 * torn.replaced)
 
 
 def _is_utf8(data: bytes, labelled: str, text: str) -> bool:
@@ -219,9 +229,9 @@ def _is_utf8(data: bytes, labelled: str, text: str) -> bool:
 def _doubted(data: bytes, codec: str) -> bool:
     """Whether another charset makes sense of what this one makes none of."""
     own = _score(data, codec)
-    if own >= 0.15:
+    if own >= 0.15 or sum(map(len, _HIGH_RUN.findall(data[:_SAMPLE_BYTES]))) < _DOUBTED_BYTES:
         return False
-    return max(_score(data, other) for other in _CANDIDATES) >= 0.6 and len(_HIGH_RUN.findall(data[:_SAMPLE_BYTES])) > 0
+    return max(_score(data, other) for other in _CANDIDATES) >= 0.6
 
 
 def _guessed(data: bytes, codecs: tuple[str, ...], hints: Iterable[str]) -> Decoded:
@@ -231,9 +241,10 @@ def _guessed(data: bytes, codecs: tuple[str, ...], hints: Iterable[str]) -> Deco
         return Decoded(text, "utf-8")
     for hint in hints:
         hinted = codecs_of(hint)
-        if hinted and hinted[0] not in _STATEFUL | _WIDE | _DOUBTFUL and not (found := _by(data, hinted)).replaced:
+        if hinted and hinted[0] not in _BEYOND_ASCII | _DOUBTFUL and not (found := _by(data, hinted)).replaced:
             return found
-    return _likeliest(data, codecs)
+    torn = _utf8(data)
+    return torn if torn and _is_clearly_utf8(data, torn) else _likeliest(data, codecs)
 
 
 def _escaped(data: bytes) -> Decoded | None:
@@ -251,7 +262,7 @@ def _zeros(data: bytes) -> str:
     sample = data[:_SAMPLE_BYTES]
     half = len(sample) // 2
     odd, even = sample[1::2].count(0), sample[0::2].count(0)
-    if half and max(odd, even) > 0.4 * half and min(odd, even) < 0.1 * half:
+    if half > 3 and max(odd, even) > 0.4 * half and min(odd, even) < 0.1 * half:
         return "utf-16-le" if odd > even else "utf-16-be"
     return ""
 
@@ -270,7 +281,7 @@ def _likeliest(data: bytes, codecs: tuple[str, ...]) -> Decoded:
     best = max(scores, key=scores.__getitem__)
     if scores[best] > 0.6 * alone:
         return _by(data, (best,))
-    own = codecs if codecs and codecs[0] not in _STATEFUL | _WIDE | {"ascii", "utf-8"} else ("cp1252",)
+    own = codecs if codecs and codecs[0] not in _BEYOND_ASCII | {"ascii", "utf-8"} else ("cp1252",)
     return _by(data, own if own[0] not in _DOUBTFUL else (*own, "cp1252", "gb18030"))
 
 
@@ -310,6 +321,11 @@ def _alone(data: bytes) -> float:
     return sum(1 for run in runs if len(run) <= 2) / total if total else 0.0
 
 
+def _with_euro(data: bytes) -> str:
+    """Windows' code page 936 has the euro sign at 80."""
+    return _GB_CHARACTER.sub(lambda found: found[1] or b"\xa2\xe3", data).decode("gb18030", "replace")
+
+
 def _shift_in(data: bytes) -> str:
     """ISO-2022-JP with characters that only Windows has (NEC row 13, NEC selected IBM), by way of Shift_JIS."""
     data = data if data.startswith(b"\x1b") else b"\x1b(B" + data
@@ -338,3 +354,6 @@ def _shifted(row: int, cell: int) -> bytes:
     lead = ((row - 0x21) >> 1) + (0x81 if row < 0x5F else 0xC1)
     trail = cell + (0x7E if row % 2 == 0 else 0x1F if cell < 0x60 else 0x20)
     return bytes((lead, trail))
+
+
+_REPAIRED = {"iso2022_jp": _shift_in, "gb18030": _with_euro}

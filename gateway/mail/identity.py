@@ -45,9 +45,10 @@ def fingerprint(native: str) -> bytes:
 
 def message_id(headers: Headers) -> str:
     """The Message-ID without its brackets, "" if there is none; a digest of one that is too long."""
-    text = "".join(headers.text("Message-ID").split())
-    text = text.partition("<")[2].partition(">")[0] or text.strip("<>")
-    printable = "".join(char for char in text if char.isprintable())
+    text = headers.text("Message-ID")
+    text = text.partition("<")[2].partition(">")[0] or text.strip("<> ")
+    text = text.strip() if '"' in text else "".join(text.split())
+    printable = text if text.isprintable() else "".join(filter(str.isprintable, text))
     return printable if len(printable) <= _MAX_ID_CHARS else sha256(printable.encode()).hexdigest()
 
 

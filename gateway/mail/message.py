@@ -10,6 +10,7 @@ Sources: RFC 5322 (3.6, 4.5), RFC 2045, RFC 2046 (5.1), RFC 2183, RFC 6532.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gateway.mail import parameters, transfer, words
 
@@ -32,9 +33,10 @@ class Limits:
 _FIELD = re.compile(rb"^([!-9;-~]{1,200}+)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.MULTILINE)
 _NO_FIELD = re.compile(rb"^(?![!-9;-~]{1,200}+[ \t]*+:|[ \t]|\r?$)", re.MULTILINE)
 _END = re.compile(rb"\n\r?\n")
-_FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_FOLD = re.compile(rb"(?:\r?\n[ \t]++(?=\r?\n|\Z))++|\r?\n(?=[ \t])")  # a line of blanks is nothing
 _BLANK_LINES = re.compile(rb"(?:[ \t]*+\r?\n)++")
-_ENVELOPE_LINE = re.compile(rb">?From [^\n]*\n")
+_LINE = re.compile(rb"[^\n]*+\n|[^\n]++")
+_ENVELOPE_LINE = re.compile(rb">?From (?![ \t]*+:)[^\n]*\n")
 _PARAMETER_LINE = re.compile(rb"[ \t]*[A-Za-z][A-Za-z0-9*-]{0,40}\s?=")
 _KNOWN = re.compile(
     rb"(?:from|to|cc|bcc|subject|date|sender|reply-to|received|return-path|delivered-to|message-id|in-reply-to|references"
@@ -43,38 +45,48 @@ _KNOWN = re.compile(
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(rb"(?:^|\n)--([^\r\n]{1,200}?)[ \t]*\r?\n(?=[!-9;-~]{1,200}:|\r?\n)")
+_SALVAGED_BYTES = 1 << 18  # of a header with lines that are no fields
 _DELIMITER_BYTES = 1 << 16  # of a multipart without a usable boundary, in which one is looked for
 _TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
+
+
+@lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return name.lower().encode()
 
 
 class Headers:
     """A header block in its order. Names are looked up in any case, values are bytes as they came."""
 
-    __slots__ = ("_by_name", "charset", "items", "omitted")
+    __slots__ = ("_by_name", "_texts", "charset", "items", "omitted")
 
     def __init__(self, items: list[tuple[bytes, bytes]], omitted: int = 0) -> None:
         self.items = items
         self.omitted = omitted  # bytes beyond the limits
         self.charset = ""  # the body's label, for raw 8-bit text
+        self._texts: dict[str, str] = {}  # what was decoded before
         self._by_name: dict[bytes, list[bytes]] = {}
         for name, value in items:
             self._by_name.setdefault(name.lower(), []).append(value)
 
     def first(self, name: str) -> bytes | None:
         """The first value of that name: unfolded, without white space around it."""
-        values = self._by_name.get(name.lower().encode())
+        values = self._by_name.get(_key(name))
         return _unfolded(values[0]) if values else None
 
     def all(self, name: str) -> list[bytes]:
-        return [_unfolded(value) for value in self._by_name.get(name.lower().encode(), ())]
+        return [_unfolded(value) for value in self._by_name.get(_key(name), ())]
 
     def text(self, name: str) -> str:
         """The first one as text, "" if there is none: encoded words and raw 8-bit decoded, no surrogates."""
-        value = self.first(name)
-        return words.decode(value, self.charset) if value else ""
+        known = self._texts.get(name)
+        if known is None:
+            value = self.first(name)
+            known = self._texts[name] = words.decode(value, self.charset) if value else ""
+        return known
 
     def __contains__(self, name: str) -> bool:
-        return name.lower().encode() in self._by_name
+        return _key(name) in self._by_name
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +116,7 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
     data = _line_ends(raw)
     start = _beginning(data)
     root, body = _part(data, start, len(data), "text/plain", limits)
-    pending = [(root, body, 1)]
+    pending = [(root, body, 1)] if root.is_multipart else []
     left = limits.parts
     while pending:
         part, span, depth = pending.pop()
@@ -113,7 +125,7 @@ def parse(raw: bytes, limits: Limits = Limits()) -> Part:
             _become_leaf(part, data, span)
             continue
         spans = _spans(data, span, part)
-        if not spans:  # no delimiter: it is text, whatever it calls itself
+        if spans is None:  # no delimiter: it is text, whatever it calls itself
             part.content_type = "text/plain"
             _become_leaf(part, data, span)
             continue
@@ -201,8 +213,9 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         return Headers([]), data.index(b"\n", start) + 1
     blank = _END.search(data, start, end)
     stop, body = (blank.start() + 1, blank.end()) if blank else (end, end)
-    block = data[start : min(stop, start + limits.header_bytes)]
+    block = _cut(data[start:stop], limits.header_bytes)
     if _NO_FIELD.search(block):
+        block = _cut(block, _SALVAGED_BYTES)
         items, used = _salvaged(block)
         if used < len(block) or not items:
             body = start + used
@@ -212,12 +225,17 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
     return Headers(items[: limits.headers], omitted), body
 
 
+def _cut(block: bytes, size: int) -> bytes:
+    """At the end of a line, where there is one."""
+    return block if len(block) <= size else block[: block.rfind(b"\n", 0, size) + 1 or size]
+
+
 def _salvaged(block: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
     """The fields of a block with lines that are none, and how much of it is header.
 
     Such a line is passed over when known fields follow; otherwise the text begins there, without an empty line.
     """
-    lines = block.splitlines(keepends=True)
+    lines = _LINE.findall(block)
     fields = [_field(line) for line in lines]
     last = max((at for at, found in enumerate(fields) if found and _KNOWN.match(found[0])), default=-1)
     items: list[tuple[bytes, list[bytes]]] = []
@@ -251,20 +269,22 @@ def _unfolded(value: bytes) -> bytes:
 # Multiparts
 
 
-def _spans(data: bytes, span: Span, part: Part) -> list[Span]:
-    """Where the parts lie; [] when there is no delimiter to be found."""
+def _spans(data: bytes, span: Span, part: Part) -> list[Span] | None:
+    """Where the parts lie; None when there is no delimiter to be found."""
     boundary = part.params.get("boundary", "").strip().encode("utf-8", "replace")
-    found = _split(data, span, boundary) if boundary else []
-    if not found and (guess := _DELIMITER.search(data, max(0, span[0] - 1), min(span[1], span[0] + _DELIMITER_BYTES))):
+    found = _split(data, span, boundary) if boundary else None
+    if found is None and (
+        guess := _DELIMITER.search(data, max(0, span[0] - 1), min(span[1], span[0] + _DELIMITER_BYTES))
+    ):
         found = _split(data, span, guess[1])
     return found
 
 
-def _split(data: bytes, span: Span, boundary: bytes) -> list[Span]:
+def _split(data: bytes, span: Span, boundary: bytes) -> list[Span] | None:
     start, end = span
     spans: list[Span] = []
     opened = -1
-    at = start - 1  # the line end before the body may be that of the first delimiter
+    at = max(0, start - 1)  # the line end before the body may be that of the first delimiter
     while (at := data.find(b"\n--" + boundary, at, end)) >= 0:
         tail = at + 3 + len(boundary)
         stop = data.find(b"\n", tail, end)
@@ -275,13 +295,18 @@ def _split(data: bytes, span: Span, boundary: bytes) -> list[Span]:
             continue
         if opened >= 0:
             spans.append((opened, _without_cr(data, opened, at)))
-        opened = -1 if rest else min(stop + 1, end)
         if rest:
-            return spans
+            return spans or _never_opened(data, start, at)
+        opened = min(stop + 1, end)
         at = stop
     if opened >= 0:
         spans.append((opened, end))
-    return spans
+    return spans or None
+
+
+def _never_opened(data: bytes, start: int, end: int) -> list[Span]:
+    """Of a multipart that only ends, what stands before that is a part."""
+    return [(start, end)] if data[start:end].strip() else []
 
 
 def _without_cr(data: bytes, start: int, end: int) -> int:

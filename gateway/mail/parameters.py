@@ -116,6 +116,7 @@ def _extended(sections: list[_Section], hint: str) -> str:
     label, head = "", _EXTENDED.match(first) if encoded else None
     if head:
         label, first = head[1].decode("latin-1"), first[head.end() :]
+    sections = _unbroken(sections)
     percent = any(section[1] for section in sections)
     pieces = [_unquoted(first, percent)]
     pieces += [
@@ -126,6 +127,16 @@ def _extended(sections: list[_Section], hint: str) -> str:
     if b"=?" in whole:
         return words.decode(whole, label or hint)
     return charset.decode(whole, label, (hint,) if hint else ()).text
+
+
+def _unbroken(sections: list[_Section]) -> list[_Section]:
+    """Without what comes after a gap, and without a number's second section."""
+    kept = sections[:1]
+    for section in sections[1:]:
+        if section[0] > kept[-1][0] + 1:
+            break
+        kept += [section] if section[0] > kept[-1][0] else []
+    return kept
 
 
 def _unquoted(value: bytes, encoded: bool) -> bytes:

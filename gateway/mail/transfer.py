@@ -9,7 +9,9 @@ _NOT_ALPHABET = bytes(byte for byte in range(256) if byte not in _ALPHABET)
 _NOT_BASE64 = bytes(byte for byte in range(256) if byte not in _ALPHABET + b"=")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE = b" \t\r\n"
-_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{4,}={0,2}")
+_CLEARLY_BASE64 = 16
+_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{2,}={0,2}")
+_PADDING = re.compile(rb"=++")
 _BROKEN_SOFT_BREAK = re.compile(rb"=(?:[ \t]++\r?\n|[ \t]*\r(?!\n))")
 _UU_BEGIN = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ?([^\r\n]*)\r?\n", re.MULTILINE)
 
@@ -32,7 +34,11 @@ def base64(data: bytes) -> bytes:
     pad = body.find(b"=")
     if pad < 0 or not body[pad:].strip(b"=" + _WHITE):
         return _base64_or_plain(body)
-    return b"".join(map(_piece, _pieces(body)))
+    pieces = _pieces(body)
+    try:
+        return b"".join(map(binascii.a2b_base64, pieces))
+    except binascii.Error:
+        return b"".join(map(_piece, pieces))
 
 
 def base64_text(text: bytes) -> bytes:
@@ -42,26 +48,35 @@ def base64_text(text: bytes) -> bytes:
 
 def _base64_or_plain(body: bytes) -> bytes:
     alien = len(body.translate(None, _ALPHABET + b"=" + _WHITE))
-    if alien and b"+" not in body and b"/" not in body and alien == body.count(b"-") + body.count(b"_"):
+    worded = len(body) >= _CLEARLY_BASE64 and body.count(b" ") * 12 > len(body)
+    if not worded and alien and alien == body.count(b"-") + body.count(b"_") and b"+" not in body and b"/" not in body:
         return _piece(body.translate(_URL_SAFE))
-    plain = (alien > 4 and alien * 12 > len(body)) or (alien and body.count(b" ") * 12 > len(body))
-    return body if plain else _piece(body)
+    if worded or (alien > 4 and alien * 12 > len(body)):
+        return _plain_after_all(body)
+    return _piece(body)
+
+
+def _plain_after_all(body: bytes) -> bytes:
+    """Text that only says it is base64; but what a list appended in clear is not the text."""
+    encoded = bytearray()
+    for line in body.splitlines():
+        if not _BASE64_LINE.fullmatch(line.strip(_WHITE)):
+            break
+        encoded += line.strip(_WHITE)
+    return _piece(bytes(encoded)) if len(encoded) >= _CLEARLY_BASE64 and len(encoded) % 4 == 0 else body
 
 
 def _pieces(body: bytes) -> list[bytes]:
     """What is base64 of a body that goes on after its padding: further pieces do, a list's plain footer does not."""
-    pieces: list[bytes] = []
-    current = bytearray()
+    kept: list[bytes] = []
+    padded = False
     for line in body.splitlines():
         text = line.strip(_WHITE)
-        if pieces and not current and not _BASE64_LINE.fullmatch(text):
+        if padded and not _BASE64_LINE.fullmatch(text):
             break
-        for at, piece in enumerate(text.split(b"=")):
-            if at and current:
-                pieces.append(bytes(current))
-                current.clear()
-            current += piece
-    return [*pieces, bytes(current)]
+        kept.append(text)
+        padded = text.endswith(b"=")
+    return [piece + b"=" * (-len(piece) % 4) for piece in _PADDING.split(b"".join(kept)) if len(piece) > 1]
 
 
 def _piece(text: bytes) -> bytes:
