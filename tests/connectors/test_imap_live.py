@@ -602,7 +602,7 @@ async def test_a_daemon_that_is_killed_and_started_again_publishes_every_mail_on
     dovecot: Dovecot, start_daemon: Callable[..., Awaitable[Daemon]]
 ) -> None:
     # given
-    dovecot.put(*(mail(n, "x" * 2000) for n in range(600)))
+    dovecot.put(*(mail(n, "打印机坏了。" * 100) for n in range(600)))
     server = {"host": "127.0.0.1", "port": dovecot.port, "tls": "none", "username": dovecot.user}
     channel = {"type": "imap", **server, "password": dovecot.password, "start": "all", "after": "seen"}
     daemon = await start_daemon({"mailbox": channel})
