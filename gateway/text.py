@@ -8,7 +8,6 @@ import nh3
 
 MAX_DEPTH = 96  # deeper elements lose their tags, never their text
 _MAX_FILENAME_CHARS = 200
-_KEEP = "\0"  # marks a line whose white space is to stay
 _TEXT_NODE_CHARS = 4096  # nh3 takes quadratic time over a text node; an empty comment, which it drops, ends one
 
 _LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
@@ -51,6 +50,7 @@ _ENDS = {
     **dict.fromkeys(_CELLS, frozenset({"td", "th", "p"})),
     **dict.fromkeys(("tr", "tbody", "tfoot"), frozenset({"td", "th", "tr", "p"})),
 }
+_TOO_LONG = re.compile("&#(?:x[0-9a-f]{9,}+|[0-9]{9,}+);?", re.IGNORECASE)
 _BARE_AMPERSAND = re.compile(r"&(?!#?[A-Za-z0-9]{1,32};)")
 _LINK = re.compile(r"https?://|mailto:|tel:", re.IGNORECASE)
 _OWN_IMAGE = re.compile(r"cid:|data:image/(?:png|jpeg|gif|webp);base64,", re.IGNORECASE)
@@ -100,50 +100,29 @@ def sanitise_html(html: str) -> str:
     return _CLEANER.clean(_balanced(html))
 
 
-def html_to_text(html: str) -> str:
-    """The text a reader of the page would see: a line per block, a blank line between paragraphs, alt for pictures."""
-    pieces: list[str] = []
-    preformatted = 0
-    for token in _TOKEN.finditer(html):
-        name, closing = (token["name"] or "").lower(), bool(token["end"])
-        if token["text"]:
-            pieces.append(_visible(token["text"], preformatted > 0))
-        elif name == "pre":
-            preformatted = max(0, preformatted + (-1 if closing else 1))
-        pieces.append(_spacing(name, closing) or _alternative(name, token["attributes"]))
-    text = "\n".join(map(_line, "".join(pieces).split("\n")))
-    return plain_text(re.sub(r"\n{3,}", "\n\n", text))
+def tokens(html: str) -> Iterator[re.Match[str]]:
+    """The page from its beginning to its end, in linear time: groups `text`, or `name`, `end` ("/") and `attributes`.
+
+    A match without any of them is to be left out: a comment, or a script, style or title with its content.
+    """
+    return _TOKEN.finditer(html)
 
 
-def _line(line: str) -> str:
-    if _KEEP in line:
-        return line.replace(_KEEP, "").rstrip()
-    return re.sub(" {2,}", " ", line).strip(" \t")
+def attributes_of(source: str) -> dict[str, str]:
+    """The attributes that have a value: names in lower case, entities as they are; of two with one name the first."""
+    found = _ATTRIBUTE.findall(source)
+    return {name.lower(): double or single or bare for name, double, single, bare in reversed(found)}
 
 
-def _visible(text: str, preformatted: bool) -> str:
-    plain = without_controls(entities.unescape(text)).replace("\xa0", " ")
-    if preformatted:
-        return "\n".join(_KEEP + line for line in plain.split("\n"))
-    return re.sub(r"\s+", " ", plain)
-
-
-def _spacing(name: str, closing: bool) -> str:
-    if name in _PARAGRAPHS:
-        return "\n\n"
-    if closing:
-        return ""
-    return "\n" if name in _BREAKS else "\t" if name in _CELLS else ""
-
-
-def _alternative(name: str, attributes: str) -> str:
-    return one_line(entities.unescape(_pairs(attributes).get("alt", ""))) if name == "img" else ""
+def unescape(text: str) -> str:
+    """HTML's character references as characters; a number that is too long to be one does not raise."""
+    return entities.unescape(_TOO_LONG.sub("\ufffd", text) if "&#" in text else text)
 
 
 def _balanced(html: str) -> str:
     out: list[str] = []
     open_: list[str] = []
-    for token in _TOKEN.finditer(html):
+    for token in tokens(html):
         name = (token["name"] or "").lower()
         if token["text"]:
             out.append(_escaped(token["text"]))
@@ -163,7 +142,7 @@ def _open(open_: list[str], name: str, attributes: str) -> Iterator[str]:
             return
         open_.append(name)
     allowed = _ATTRIBUTES["*"] | _ATTRIBUTES.get(name, set())
-    kept = ((key, value) for key, value in _pairs(attributes).items() if key in allowed)
+    kept = ((key, value) for key, value in attributes_of(attributes).items() if key in allowed)
     yield "".join((f"<{name}", *(f' {key}="{_quoted(value)}"' for key, value in kept), ">"))
 
 
@@ -183,13 +162,8 @@ def _reachable(open_: list[str], name: str) -> Iterator[str]:
             return
 
 
-def _pairs(attributes: str) -> dict[str, str]:
-    found = _ATTRIBUTE.findall(attributes)
-    return {name.lower(): double or single or bare for name, double, single, bare in reversed(found)}
-
-
 def _escaped(text: str) -> str:
-    plain = entities.unescape(text)
+    plain = unescape(text)
     chunks = (plain[at : at + _TEXT_NODE_CHARS] for at in range(0, len(plain), _TEXT_NODE_CHARS))
     return "".join(f"{entities.escape(chunk, quote=False)}<!---->" for chunk in chunks)
 

@@ -28,13 +28,14 @@ from urllib.parse import unquote
 
 from gateway import contract
 from gateway.contract import Draft, StoredMessage
-from gateway.envelope import Identity, Message, Oddity, Omission, Recipient, Sender, Thread
+from gateway.envelope import Authentication, Identity, Message, Omission, Recipient, Sender, Thread
 from gateway.errors import Rejected
-from gateway.mail import addresses, content, dates, identity, language
+from gateway.mail import addresses, authentication, auto, content, crypto, dates, identity, language, quoting
 from gateway.mail.addresses import Address
 from gateway.mail.content import Block, Content
+from gateway.mail.html import to_text
 from gateway.mail.message import Headers, Limits, Part, header_block, parse
-from gateway.text import file_name, html_to_text, one_line, plain_text, sanitise_html
+from gateway.text import file_name, one_line, plain_text, sanitise_html
 
 Role = Literal["to", "cc", "bcc", "reply_to", "delivered_to", "envelope"]
 
@@ -60,8 +61,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PLACEHOLDER_CHARS = 400
-_ENCRYPTED = frozenset({"application/pgp-encrypted", "multipart/encrypted"})
-_SMIME = frozenset({"application/pkcs7-mime", "application/x-pkcs7-mime"})
+_MAX_LETTER_CHARS = 1 << 18
 
 
 def normalize(raw: StoredMessage) -> Draft:
@@ -71,30 +71,35 @@ def normalize(raw: StoredMessage) -> Draft:
         raise Rejected("unreadable", reason=str(reason))
     limits = Limits(**facts.get("limits", {}))
     mail = parse(raw.body, limits)
-    found = content.read(mail)
+    found = content.read(mail, limits)
     omissions = [*_left_out(mail, facts, limits)]
     html = _html(found, limits, omissions)
-    whole = _cut("\n\n".join(filter(None, (_readable(block) for block in found.blocks))), limits, omissions)
+    pieces = _readable(found, limits, omissions)
+    whole = "\n\n".join(pieces)
+    text = "\n\n".join(filter(None, map(_written_now, pieces)))
     parts = tuple(_parts(found, html or "", limits, omissions))
     thread = _thread(mail.headers, limits)
-    text = whole
+    author = _authentication(mail.headers, facts)
+    verdict = auto.classify(mail, whole, facts.get("mail_from"))
     message = Message(
         conversation=_root(thread),
         sent_at=dates.parse(mail.headers.first("Date")),
-        sender=_sender(mail.headers),
+        sender=_sender(mail.headers, verified=author.verdict == "pass"),
         recipients=tuple(_recipients(mail.headers, facts, limits, omissions)),
         subject=_subject(mail.headers, omissions),
         text=text,
         full_text=whole,
         html=html,
         language=_language(mail.headers, text or whole),
-        fields=_fields(mail.headers, facts),
+        fields=_fields(mail.headers, facts) | dict(verdict.fields),
         priority=_priority(mail.headers),
         tags=tuple(facts.get("tags", ())),
         queue=facts.get("queue"),
+        auto=verdict.auto,
+        authentication=author,
         thread=thread,
         omissions=tuple(omissions),
-        warnings=(*found.oddities, *_sealed(mail)),
+        warnings=(*found.oddities, *crypto.seals(mail, whole)),
     )
     return Draft(message, parts)
 
@@ -102,12 +107,12 @@ def normalize(raw: StoredMessage) -> Draft:
 # People
 
 
-def _sender(headers: Headers) -> Sender:
+def _sender(headers: Headers, *, verified: bool) -> Sender:
     author = next((_mailboxes(headers, name, 1) for name in ("From", "Sender") if headers.first(name)), [])
     if not author:
         return Sender()
     first = author[0]
-    identities = (Identity(kind="email", value=first.address),) if first.address else ()
+    identities = (Identity(kind="email", value=first.address, verified=verified),) if first.address else ()
     return Sender(name=first.name[:_MAX_NAME_CHARS] or None, identities=identities)
 
 
@@ -185,6 +190,13 @@ def _language(headers: Headers, text: str) -> str | None:
     return said if agree and text else guessed
 
 
+def _authentication(headers: Headers, facts: Mapping[str, Any]) -> Authentication:
+    """What the channel evaluated itself goes before what another server says."""
+    if evaluation := facts.get("authentication"):
+        return authentication.own(evaluation)
+    return authentication.trusted(headers, facts.get("authserv_ids", ()))
+
+
 # Place in a conversation
 
 
@@ -199,7 +211,8 @@ def _thread(headers: Headers, limits: Limits) -> Thread:
 
 def _ids(headers: Headers, name: str) -> list[str]:
     """Between angle brackets, as RFC 5322 (3.6.4) has it; else the words with an @."""
-    text = headers.text(name)
+    if not (text := headers.text(name)):
+        return []
     found = (_id(id_) for id_ in _BRACKETED.findall(text))
     if "<" not in text:
         found = (one_line(word).strip(",;\"'") for word in text.split() if "@" in word)
@@ -219,22 +232,32 @@ def _root(thread: Thread) -> str | None:
 # Text
 
 
-def _readable(block: Block) -> str:
-    """The block's text without blank lines around it."""
+def _readable(found: Content, limits: Limits, omissions: list[Omission]) -> list[str]:
+    """The text of each block that has any, without blank lines around it; as much as the limit lets in."""
+    texts = [text for text in map(_plain, found.blocks) if text]
+    left = limits.text_chars
+    kept: list[str] = []
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+    if sum(map(len, kept)) < (size := sum(map(len, texts))):
+        omissions.append(Omission(what="text", reason=f"longer than {limits.text_chars} characters", size=size))
+    return list(filter(None, kept))
+
+
+def _plain(block: Block) -> str:
     if block.html and (not block.plain.strip() or _is_placeholder(block.plain)):
-        return html_to_text(block.html)
+        return to_text(block.html)
     return plain_text(block.plain)
+
+
+def _written_now(text: str) -> str:
+    """A text that is too long to be a letter is not searched for quotes."""
+    return quoting.split(text).text if len(text) <= _MAX_LETTER_CHARS else text
 
 
 def _is_placeholder(plain: str) -> bool:
     return len(plain) < _PLACEHOLDER_CHARS and _PLACEHOLDER.search(plain) is not None
-
-
-def _cut(text: str, limits: Limits, omissions: list[Omission]) -> str:
-    if len(text) > limits.text_chars:
-        reason = f"longer than {limits.text_chars} characters"
-        omissions.append(Omission(what="text", reason=reason, size=len(text)))
-    return text[: limits.text_chars]
 
 
 def _html(found: Content, limits: Limits, omissions: list[Omission]) -> str | None:
@@ -260,7 +283,8 @@ def _parts(found: Content, html: str, limits: Limits, omissions: list[Omission])
             continue
         left -= size
         cid = one_line(part.content_id or "")[:_MAX_ID_CHARS]
-        inline = cid in shown or (bool(cid) and id(part) in found.related) or _is_picture_inline(part)
+        related = bool(cid) and id(part) in found.related and part.disposition != "attachment"
+        inline = related or cid in shown or _is_picture_inline(part)
         yield contract.Part(part.body, name, part.content_type, inline, cid or None)
 
 
@@ -278,7 +302,7 @@ def _file_name(part: Part) -> str:
     return f"{subject[:100].strip(' .')}.eml" if subject else "message.eml"
 
 
-# What is missing or sealed
+# What is missing
 
 
 def _left_out(mail: Part, facts: Mapping[str, Any], limits: Limits) -> Iterator[Omission]:
@@ -290,18 +314,6 @@ def _left_out(mail: Part, facts: Mapping[str, Any], limits: Limits) -> Iterator[
         yield Omission(what="header", reason="longer than is read", size=mail.headers.omitted)
     if lost := sum(part.omitted for part in _walk(mail)):
         yield Omission(what="attachment", reason=f"{lost} parts beyond {limits.parts} parts or {limits.depth} levels")
-
-
-def _sealed(mail: Part) -> Iterator[Oddity]:
-    """Text that nobody here can read."""
-    for part in _walk(mail):
-        if part.content_type in _ENCRYPTED:
-            yield Oddity(code="encrypted", detail="OpenPGP")
-            return
-        if part.content_type in _SMIME:
-            signed = part.params.get("smime-type", "").lower() == "signed-data"
-            yield Oddity(code="opaque_signature" if signed else "encrypted", detail="S/MIME")
-            return
 
 
 def _walk(mail: Part) -> Iterator[Part]:

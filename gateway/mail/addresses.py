@@ -14,7 +14,9 @@ from gateway.text import one_line
 _MAX_BYTES = 1 << 17  # of one list
 _MAX_ADDRESS_CHARS = 320  # RFC 5321, 4.5.3.1: 64 + 1 + 255
 
-_SIMPLE = re.compile(rb'[ \t]*+(?:"([^"\\<>]*+)"|([^"\\(<>,;:@\[\]]*+))[ \t]*+<([^\s<>()",;:\\]++@[^\s<>()",;:\\@]++)>')
+_SIMPLE = re.compile(
+    rb'[ \t]*+(?:"([^"\\<>]*+)"|([^"\\(<>,;:@\[\]]*+))[ \t]*+<([^\s<>()",;:\\@]++@[^\s<>()",;:\\@]++)>'
+)
 _BARE = re.compile(rb'[^\s<>()",;:\\@\[\]=]++@[^\s<>()",;:\\@\[\]]++')
 _TOKEN = re.compile(
     rb"""(?P<word>=\?[^?\s]{1,60}\?[bBqQ]\?[^?]*+\?=)

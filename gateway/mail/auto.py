@@ -226,23 +226,18 @@ def _is_prose_report(mail: Part, subject: str, text: str, null_path: bool) -> bo
         return True
     if _REPLY_OR_FORWARD.match(subject) or _auto_submitted(headers) == "auto-replied":
         return False
-    known = null_path or mail.content_type == "multipart/report" or bounce.is_daemon(headers.text("From"))
-    titled = bounce.subject_of_report(subject)
-    if known:
-        told = titled or (_reports_alone(mail, null_path) and bounce.prose_of_report(text))
+    sender, titled = headers.text("From"), bounce.subject_of_report(subject)
+    known = bounce.is_daemon(sender)
+    if null_path or mail.content_type == "multipart/report" or (known and "daemon" in sender.lower()):
+        told = titled or (known and bounce.prose_of_report(text))
         return told and not _REPLY_SUBJECT.fullmatch(subject)
-    if not titled or headers.first("References") or not bounce.begins_as_report(text):
+    # A person may be called postmaster, and anyone may write such a subject: then the words have to name who, and why.
+    if not titled or (not known and (headers.first("References") or not bounce.begins_as_report(text))):
         return False
-    report = bounce.read(subject, text, ())  # nothing but its words: they have to name who, and why
+    report = bounce.read(subject, text, ())
+    if known:
+        return bounce.prose_of_report(text) and bool(not report.failed or report.recipients or report.status)
     return bool(report.recipients and report.status)
-
-
-def _reports_alone(mail: Part, null_path: bool) -> bool:
-    """Whether the sender writes nothing but reports: a person may be called postmaster."""
-    sender = mail.headers.text("From")
-    return bounce.is_daemon(sender) and (
-        null_path or "daemon" in sender.lower() or mail.content_type == "multipart/report"
-    )
 
 
 def _read(mail: Part, leaves: list[Part], subject: str, text: str) -> Verdict:

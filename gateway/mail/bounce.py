@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gateway.text import one_line
 
-MAX_PROSE_CHARS = 64 << 10  # the reports of the wordiest system are a tenth of that
+MAX_PROSE_CHARS = 32 << 10  # the reports of the wordiest system are a tenth of that
 _MAX_LINE_CHARS = 1000
 _MAX_LINES = 200  # in which a reason is looked for
 _MAX_STATUS_BYTES = 512 << 10
@@ -98,7 +98,8 @@ _SUBJECTS = re.compile(
 )
 _LATE_SUBJECTS = re.compile(
     r"""(?:
-        .{0,60}\bdelay(?:ed)?\b|warning:|.{0,40}still\ being\ retried|.{0,40}could\ not\ send\ message\ for\ past
+        .{0,60}\bdelay(?:ed)?\b|warning:\ (?:could\ not|message|e?-?mail|delivery)|.{0,40}still\ being\ retried
+          |.{0,40}could\ not\ send\ message\ for\ past
       | .{0,60}verzögert|.{0,60}(?:retard|retrasad)|.{0,40}(?:延迟|延遲|遅延|지연)
     )""",
     re.VERBOSE | re.IGNORECASE,
@@ -118,7 +119,7 @@ _LATE_PROSE = re.compile(
 _DAEMON_BOX = re.compile(
     r"(?:mail(?:er)?[-_.]?daemon|mdaemon|postmaster|mail-?deliver\w*|(?:mail[-_.]?)?bounces?"
     r"|microsoftexchange[0-9a-f]{8,}"
-    r"|mailadmin|mail[-_]?system|delivery(?:-?notification)?|[^@\s]{0,40}-daemon|mmdf|smtp|uucp|autobounce"
+    r"|mailadmin|mail[-_]?system|delivery-?notification|[^@\s]{0,40}-daemon|mmdf|uucp|autobounce"
     r"|undeliverable)",
     re.IGNORECASE,
 )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from encodings.aliases import aliases
+from functools import lru_cache
 
 _SAMPLE_BYTES = 4096  # what is looked at to tell one charset from another
 _DOUBTED_BYTES = 24  # fewer high bytes than these say nothing against a label
@@ -65,6 +66,7 @@ _DOUBTFUL = frozenset(
 _CJK = frozenset({"gb18030", "cp950", "big5hkscs", "cp949", "cp932", "euc_jp"})
 _STATEFUL = frozenset({"utf-7", "iso2022_jp", "iso2022_kr", "hz"})
 _WIDE = frozenset({"utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"})
+_BEYOND_ASCII = _STATEFUL | _WIDE  # text of theirs can be ASCII bytes that mean something else
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\0\0", "utf-32-le"),
@@ -73,6 +75,7 @@ _BOMS = (
     (b"\xfe\xff", "utf-16-be"),
 )
 
+_FIRST_OF_BOMS = frozenset(mark[:1] for mark, _ in _BOMS)
 _JAPANESE_ESCAPE = re.compile(rb"\x1b(?:\$[@B]|\([JI]|\$\(D)")
 _KOREAN_ESCAPE = b"\x1b$)C"
 _JIS_SEGMENT = re.compile(rb"\x1b(\$[@B]|\$\([@BDQOP]|\([BJI])([^\x1b]*)")
@@ -115,6 +118,7 @@ class Decoded:
     replaced: int = 0
 
 
+@lru_cache(maxsize=256)
 def codecs_of(label: str) -> tuple[str, ...]:
     """The codecs a label may mean, the likeliest first; () for a label that says nothing."""
     name = re.sub(r"[^a-z0-9.]+", "_", label[:60].lower()).strip("_")
@@ -138,9 +142,9 @@ _INSTALLED = frozenset(aliases.values()) | {"cp874", "cp720", "cp737", "cp856", 
 def decode(data: bytes, label: str = "", hints: Iterable[str] = ()) -> Decoded:
     """The text of `data`. `hints` are labels of what stands near it, tried when its own says nothing. Never raises."""
     codecs = codecs_of(label) if label else ()
-    if data.isascii() and (not codecs or codecs[0] not in _STATEFUL | _WIDE) and not _hidden(data):
+    if data.isascii() and (not codecs or codecs[0] not in _BEYOND_ASCII) and not _hidden(data):
         return Decoded(data.decode("ascii"), codecs[0] if codecs else "ascii")
-    for mark, codec in _BOMS:
+    for mark, codec in _BOMS if data[:1] in _FIRST_OF_BOMS else ():
         if data.startswith(mark):
             return _by(data[len(mark) :], (codec,))
     if codecs and (known := _labelled(data, codecs)):
@@ -183,7 +187,7 @@ def _labelled(data: bytes, codecs: tuple[str, ...]) -> Decoded | None:
     first = codecs[0]
     if first == "utf-8":
         return _utf8(data)
-    if first in _STATEFUL | _WIDE:
+    if first in _BEYOND_ASCII:
         return _by(data, codecs) if _fits(data, first) else None
     if (text := _strict(data, "utf-8")) is not None and not data.isascii() and _is_utf8(data, first, text):
         return Decoded(text, "utf-8")
@@ -237,7 +241,7 @@ def _guessed(data: bytes, codecs: tuple[str, ...], hints: Iterable[str]) -> Deco
         return Decoded(text, "utf-8")
     for hint in hints:
         hinted = codecs_of(hint)
-        if hinted and hinted[0] not in _STATEFUL | _WIDE | _DOUBTFUL and not (found := _by(data, hinted)).replaced:
+        if hinted and hinted[0] not in _BEYOND_ASCII | _DOUBTFUL and not (found := _by(data, hinted)).replaced:
             return found
     torn = _utf8(data)
     return torn if torn and _is_clearly_utf8(data, torn) else _likeliest(data, codecs)
@@ -277,7 +281,7 @@ def _likeliest(data: bytes, codecs: tuple[str, ...]) -> Decoded:
     best = max(scores, key=scores.__getitem__)
     if scores[best] > 0.6 * alone:
         return _by(data, (best,))
-    own = codecs if codecs and codecs[0] not in _STATEFUL | _WIDE | {"ascii", "utf-8"} else ("cp1252",)
+    own = codecs if codecs and codecs[0] not in _BEYOND_ASCII | {"ascii", "utf-8"} else ("cp1252",)
     return _by(data, own if own[0] not in _DOUBTFUL else (*own, "cp1252", "gb18030"))
 
 

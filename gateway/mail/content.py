@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from gateway import contract
 from gateway.envelope import Oddity
-from gateway.mail import charset, transfer, words
-from gateway.mail.message import Headers, Part
+from gateway.mail import charset, crypto, flowed, tnef, transfer, words
+from gateway.mail.message import Headers, Limits, Part, parse
+from gateway.text import one_line
 
 _SHOWN = frozenset({"text/plain", "text/html"})
 _NEVER_SHOWN = frozenset({"text/calendar", "text/x-amp-html", "text/rfc822-headers", "text/directory", "text/vcard"})
+_SIGNED_ENVELOPES = frozenset({"application/pkcs7-mime", "application/x-pkcs7-mime"})
 _ENRICHED = frozenset({"text/enriched", "text/richtext"})
 _MARKUP = re.compile(r"<[^<>]{0,60}>")
 _DOUBTED_LABELS = frozenset({"us-ascii", "ascii", "unknown-8bit", "x-unknown", "iso-8859-1"})
@@ -48,8 +51,19 @@ class _Leaf:
     related: bool = False
 
 
-def read(mail: Part) -> Content:
+def read(mail: Part, limits: Limits) -> Content:
     """Every leaf is in a block or in the files, but for what an alternative has in a form that nobody shows."""
+    content = _read(mail)
+    for part in list(content.files):
+        if part.content_type in _SIGNED_ENVELOPES and (inside := crypto.signed_content(part.body)):
+            inner = _read(parse(inside, limits))
+            content.blocks += inner.blocks
+            content.files += inner.files
+            content.related |= inner.related
+    return content
+
+
+def _read(mail: Part) -> Content:
     content = Content()
     leaves = list(_leaves(mail))
     texts = [leaf for leaf in leaves if _is_text(leaf, len(leaves))]
@@ -61,6 +75,7 @@ def read(mail: Part) -> Content:
                 content.related.add(id(leaf.part))
     for group in _groups(texts):
         content.blocks += _blocks(group, content)
+    _unpack(content)
     return content
 
 
@@ -160,16 +175,39 @@ def _text(part: Part, content: Content) -> str:
         label, hint = charset.meta_charset(body) or label, label
     decoded = charset.decode(body, label, (hint,) if hint else ())
     _note(decoded, part.params.get("charset", ""), content)
-    if part.content_type in _ENRICHED:
-        return _MARKUP.sub("", decoded.text)
-    return decoded.text
+    text = decoded.text.replace("\r\n", "\n")
+    if part.content_type == "text/plain" and part.params.get("format", "").lower() == "flowed":
+        return flowed.unfold(text, part.params.get("delsp", "").lower() == "yes")
+    return _MARKUP.sub("", text) if part.content_type in _ENRICHED else text
+
+
+def _unpack(content: Content) -> None:
+    """Outlook's winmail.dat with what is in it behind it; its text is read where the mail has no other."""
+    files: list[Part] = []
+    for part in content.files:
+        files.append(part)
+        for inner in tnef.unpack(part.body) if tnef.is_tnef(part.body) else ():
+            if not _is_body(inner):
+                files.append(_file(inner.content, inner.filename, inner.content_type, inner.content_id))
+            elif not any(block.plain.strip() or block.html.strip() for block in content.blocks):
+                text = charset.decode(inner.content, "utf-8").text
+                content.blocks.append(Block(html=text) if inner.content_type.startswith("text/html") else Block(text))
+    content.files = files
+
+
+def _is_body(inner: contract.Part) -> bool:
+    return inner.inline and not inner.filename and inner.content_type.startswith("text/")
+
+
+def _file(body: bytes, name: str, content_type: str, content_id: str | None = None) -> Part:
+    return Part(_NO_HEADERS, content_type, {}, "attachment", name, content_id, body)
 
 
 def _note(decoded: charset.Decoded, label: str, content: Content) -> None:
     if len(content.oddities) >= _MAX_ODDITIES:
         return
     if decoded.charset not in charset.codecs_of(label or "us-ascii") and not decoded.text.isascii():
-        said = f"labelled {label[:60]}" if label else "not labelled"
+        said = f"labelled {one_line(label[:60])}" if label else "not labelled"
         content.oddities.append(Oddity(code="charset", detail=f"{said}, read as {decoded.charset}"))
     if decoded.replaced:
         detail = f"{decoded.replaced} unreadable in {decoded.charset}"
@@ -183,7 +221,5 @@ def _without_files(body: bytes, content: Content) -> bytes:
     for file in transfer.uuencoded(body):
         kept.append(body[at : file.start])
         at = file.end
-        part = Part(_NO_HEADERS, "application/octet-stream", {}, "attachment", words.plain(file.name))
-        part.body = file.content
-        content.files.append(part)
+        content.files.append(_file(file.content, words.plain(file.name), "application/octet-stream"))
     return b"".join((*kept, body[at:])) if at else body

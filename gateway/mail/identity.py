@@ -48,7 +48,7 @@ def message_id(headers: Headers) -> str:
     text = headers.text("Message-ID")
     text = text.partition("<")[2].partition(">")[0] or text.strip("<> ")
     text = text.strip() if '"' in text else "".join(text.split())
-    printable = "".join(char for char in text if char.isprintable())
+    printable = text if text.isprintable() else "".join(filter(str.isprintable, text))
     return printable if len(printable) <= _MAX_ID_CHARS else sha256(printable.encode()).hexdigest()
 
 

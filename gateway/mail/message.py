@@ -10,6 +10,7 @@ Sources: RFC 5322 (3.6, 4.5), RFC 2045, RFC 2046 (5.1), RFC 2183, RFC 6532.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gateway.mail import parameters, transfer, words
 
@@ -44,38 +45,48 @@ _KNOWN = re.compile(
     re.IGNORECASE,
 )
 _DELIMITER = re.compile(rb"(?:^|\n)--([^\r\n]{1,200}?)[ \t]*\r?\n(?=[!-9;-~]{1,200}:|\r?\n)")
+_SALVAGED_BYTES = 1 << 18  # of a header with lines that are no fields
 _DELIMITER_BYTES = 1 << 16  # of a multipart without a usable boundary, in which one is looked for
 _TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+")
+
+
+@lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return name.lower().encode()
 
 
 class Headers:
     """A header block in its order. Names are looked up in any case, values are bytes as they came."""
 
-    __slots__ = ("_by_name", "charset", "items", "omitted")
+    __slots__ = ("_by_name", "_texts", "charset", "items", "omitted")
 
     def __init__(self, items: list[tuple[bytes, bytes]], omitted: int = 0) -> None:
         self.items = items
         self.omitted = omitted  # bytes beyond the limits
         self.charset = ""  # the body's label, for raw 8-bit text
+        self._texts: dict[str, str] = {}  # what was decoded before
         self._by_name: dict[bytes, list[bytes]] = {}
         for name, value in items:
             self._by_name.setdefault(name.lower(), []).append(value)
 
     def first(self, name: str) -> bytes | None:
         """The first value of that name: unfolded, without white space around it."""
-        values = self._by_name.get(name.lower().encode())
+        values = self._by_name.get(_key(name))
         return _unfolded(values[0]) if values else None
 
     def all(self, name: str) -> list[bytes]:
-        return [_unfolded(value) for value in self._by_name.get(name.lower().encode(), ())]
+        return [_unfolded(value) for value in self._by_name.get(_key(name), ())]
 
     def text(self, name: str) -> str:
         """The first one as text, "" if there is none: encoded words and raw 8-bit decoded, no surrogates."""
-        value = self.first(name)
-        return words.decode(value, self.charset) if value else ""
+        known = self._texts.get(name)
+        if known is None:
+            value = self.first(name)
+            known = self._texts[name] = words.decode(value, self.charset) if value else ""
+        return known
 
     def __contains__(self, name: str) -> bool:
-        return name.lower().encode() in self._by_name
+        return _key(name) in self._by_name
 
 
 @dataclass(slots=True, eq=False)
@@ -202,10 +213,9 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         return Headers([]), data.index(b"\n", start) + 1
     blank = _END.search(data, start, end)
     stop, body = (blank.start() + 1, blank.end()) if blank else (end, end)
-    block = data[start:stop]
-    if len(block) > limits.header_bytes:  # at the end of a line, where there is one
-        block = block[: block.rfind(b"\n", 0, limits.header_bytes) + 1 or limits.header_bytes]
+    block = _cut(data[start:stop], limits.header_bytes)
     if _NO_FIELD.search(block):
+        block = _cut(block, _SALVAGED_BYTES)
         items, used = _salvaged(block)
         if used < len(block) or not items:
             body = start + used
@@ -213,6 +223,11 @@ def _headers(data: bytes, start: int, end: int, limits: Limits) -> tuple[Headers
         items = _FIELD.findall(block)
     omitted = max(0, stop - start - len(block)) + sum(len(name) + len(value) for name, value in items[limits.headers :])
     return Headers(items[: limits.headers], omitted), body
+
+
+def _cut(block: bytes, size: int) -> bytes:
+    """At the end of a line, where there is one."""
+    return block if len(block) <= size else block[: block.rfind(b"\n", 0, size) + 1 or size]
 
 
 def _salvaged(block: bytes) -> tuple[list[tuple[bytes, bytes]], int]:

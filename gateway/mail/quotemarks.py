@@ -27,6 +27,18 @@ def _phrases(table: str) -> frozenset[str]:
     return frozenset(" ".join(phrase.split()) for phrase in table.split(","))
 
 
+_MARK = re.compile("[-_=*~#>:：|\t@行线線위—–―─━┈┄－＿＝～＊＋]|[+]{2}")
+_MARK_WORD = re.compile("[ALRZalrz](?:bove|inie|eile|igne|inea|ínea|inha|iga|ijn|egel)|ABOVE")
+
+
+def may_introduce(line: str) -> bool:
+    """Whether it has a character or a word without which no line introduces a quote; quickly told of most lines.
+
+    An attribution of several lines has them in its last one.
+    """
+    return _MARK.search(line) is not None or _MARK_WORD.search(line) is not None
+
+
 # Rules, and rules with words in them
 
 _RULE = re.compile(r"[-_=*~#+—–―─━┈┄－＿＝～＊＋]{2,}|—")
@@ -163,7 +175,7 @@ _START = re.compile(
 _DATE = re.compile(r"(?:19|20)\d\d(?!\d)|(?<!\d)\d{1,2}[./-]\s?\d{1,2}[./-]\s?\d\d(?!\d)")
 _TIME = re.compile(r"(?<!\d)\d{1,2}\s?(?:[:.：h點点时時]|시)\s?\d\d")
 _ADDRESS = re.compile(r"[^\s@]@[^\s@]")
-_NAMED_ADDRESS = re.compile(r"[^@,，:：]{0,60}<[^\s<>@]{1,64}@[^\s<>@]{1,190}>[,，、]?")
+_NAMED_ADDRESS = re.compile(r"[^@,，:：]{0,60}<[^\s<>@]{1,64}@[^\s<>@]{1,190}>[,，、]?\s?(?:[于於在]|on|at)?")
 _ENDS_IN_ADDRESS = re.compile(r"@[^\s<>@]{1,190}[>)\]]\s*[:：]$")
 _DRAWN = re.compile(r"-{2,}\s*\w.*\w\s*-{2,}")
 _RUN_ON = re.compile(
@@ -260,7 +272,7 @@ _ADDED = re.compile(
     re.IGNORECASE,
 )
 _DEVICE_WORD = re.compile(
-    r"手机|手機|平板|邮箱|郵箱|郵件|邮件|客户端|客戶端|安卓|华为|華為|小米|荣耀|榮耀|三星|微信|飞书|钉钉"
+    r"手机|手機|平板|邮|郵|客户端|客戶端|安卓|华为|華為|小米|荣耀|榮耀|三星|微信|飞书|钉钉"
     r"|スマート|휴대|핸드폰|스마트|갤럭시|phone|ipad|ios|android|oppo|vivo|huawei|xiaomi|redmi|honor|pixel|samsung|galaxy|blackberry|nokia|xperia|tablet"
     r"|mobil|telefon|téléphone|teléfono|celular|телефон|смартфон|puhelim|outlook|mail|windows|\bmac|app\b|\bqq|proton|yahoo|avast"
     r"|gmx|web\.de",
@@ -291,8 +303,8 @@ _POST = re.compile(
     re.IGNORECASE,
 )
 _NOTICE = re.compile(
-    r"confidential|privileged|disclaimer|intended (?:only|solely|recipient)|unauthori[sz]ed|checked for viruses|virus-free"
-    r"|consider the environment|保密|机密|機密|特定收件人|误收|誤收|免责声明|免責聲明|杀毒"
+    r"confidential|privileged|disclaimer|intended (?:only|solely|recipient)|unauthori[sz]ed|checked for viruses"
+    r"|virus-free|consider the environment|保密|机密|機密|特定收件人|误收|誤收|免责声明|免責聲明|杀毒"
     r"|vertraulich|confidentiel|confidencial|riservat|vertrouwelijk|poufn|конфиденциальн|fortrolig|konfidentiell|기밀",
     re.IGNORECASE,
 )
@@ -329,7 +341,7 @@ _POINTING_LINES, _POINTING_CHARS = 4, 160
 
 def points_below(lines: list[str]) -> bool:
     """Whether few and short lines send the reader on to what follows, or the last one ends in a colon."""
-    if len(lines) > 1 and lines[-1].endswith((":", "：")):
+    if lines and lines[-1].endswith((":", "：")):
         return True
     text = " ".join(lines) if len(lines) <= _POINTING_LINES else ""
     return len(text) <= _POINTING_CHARS and _POINTS_BELOW.search(text) is not None

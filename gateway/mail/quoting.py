@@ -75,7 +75,8 @@ class _Message:
         self.views = [marks.view(line) for line in lines]
         self.fields: dict[int, tuple[str, str]] = {}
         self.labels = [_TEXT] * len(lines)
-        self.next_full = _next_full(self.views)
+        self.next_full = _next(list(map(bool, self.views)))
+        self.next_marked = _next([marks.may_introduce(view) for view in self.views])
 
     def part(self, label: str) -> str:
         chosen = (line for line, its in zip(self.lines, self.labels, strict=True) if its == label)
@@ -108,7 +109,10 @@ class _Message:
         at, count = 0, len(self.views)
         while at < count:
             line = self.views[at]
-            body = at if line.startswith(">") else self._introduction(at) if line else None
+            near = self.next_marked[at] < min(count, at + _ATTRIBUTION_LINES)
+            body = self._quoted_introduction(at) if line.startswith(">") else None
+            if body is None and line and near:
+                body = self._introduction(at)
             if body is None:
                 at += 1
                 continue
@@ -125,6 +129,15 @@ class _Message:
             elif body > at:
                 yield _Quote(at, body, count, to_end=True)
                 return
+
+    def _quoted_introduction(self, at: int) -> int:
+        """Where the body begins of a quote whose attribution is quoted with it, as Apple Mail does; else this line."""
+        line, body = self.views[at].lstrip("> "), at + 1
+        if not (marks.ends_attribution(line) and marks.is_attribution(line, quote_follows=False)):
+            return at
+        while body < len(self.views) and self.views[body] == ">":
+            body += 1
+        return body if body < len(self.views) and self.views[body].startswith(">") else at
 
     def _introduction(self, at: int) -> int | None:
         """Where the body of the quote begins that is introduced at this line; None: it is not; -1: it is forwarded."""
@@ -147,8 +160,8 @@ class _Message:
     def _header_block(self, at: int, needed: int) -> int | None:
         """Where the block of header fields ends that begins here.
 
-        It names a sender and as many kinds of field as are `needed`, and has an address or both date and subject: a
-        customer who writes "From: Shanghai, To: Hamburg" books a transport.
+        It names a sender and as many kinds of field as are `needed`, and has an address, or the sender first and date
+        and subject too: a customer who writes "From: Shanghai, To: Hamburg" books a transport.
         """
         if at >= len(self.views) or not self._field(at)[0]:
             return None
@@ -158,7 +171,8 @@ class _Message:
         found, end, address = self._fields(at)
         if "from" not in found or len(found) < needed:
             return None
-        return end if address or {"date", "subject"} <= found else None
+        first = self._field(at)[0] == "from"
+        return end if address or (first and {"date", "subject"} <= found) else None
 
     def _field(self, at: int) -> tuple[str, str]:
         """Of each line once, however many blocks could begin above it."""
@@ -346,9 +360,9 @@ def _is_name(line: str) -> bool:
     return len(line) <= (_NAME_CHARS if line.isascii() else _NAME_CHARS // 3) and line.count(" ") <= _NAME_BLANKS
 
 
-def _next_full(views: list[str]) -> list[int]:
-    """For each line the first one from it on that is not empty, or how many lines there are."""
-    following = [len(views)] * (len(views) + 1)
-    for at in range(len(views) - 1, -1, -1):
-        following[at] = at if views[at] else following[at + 1]
+def _next(lines: list[bool]) -> list[int]:
+    """For each line the first one from it on that is so, or how many lines there are."""
+    following = [len(lines)] * (len(lines) + 1)
+    for at in range(len(lines) - 1, -1, -1):
+        following[at] = at if lines[at] else following[at + 1]
     return following

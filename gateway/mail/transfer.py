@@ -10,7 +10,7 @@ _NOT_BASE64 = bytes(byte for byte in range(256) if byte not in _ALPHABET + b"=")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE = b" \t\r\n"
 _CLEARLY_BASE64 = 16
-_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{4,}={0,2}")
+_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{2,}={0,2}")
 _PADDING = re.compile(rb"=++")
 _BROKEN_SOFT_BREAK = re.compile(rb"=(?:[ \t]++\r?\n|[ \t]*\r(?!\n))")
 _UU_BEGIN = re.compile(rb"^begin(?:-base64)? [0-7]{3,4} ?([^\r\n]*)\r?\n", re.MULTILINE)
@@ -48,10 +48,12 @@ def base64_text(text: bytes) -> bytes:
 
 def _base64_or_plain(body: bytes) -> bytes:
     alien = len(body.translate(None, _ALPHABET + b"=" + _WHITE))
-    if alien and b"+" not in body and b"/" not in body and alien == body.count(b"-") + body.count(b"_"):
+    worded = len(body) >= _CLEARLY_BASE64 and body.count(b" ") * 12 > len(body)
+    if not worded and alien and alien == body.count(b"-") + body.count(b"_") and b"+" not in body and b"/" not in body:
         return _piece(body.translate(_URL_SAFE))
-    plain = (alien > 4 and alien * 12 > len(body)) or (alien and body.count(b" ") * 12 > len(body))
-    return _plain_after_all(body) if plain else _piece(body)
+    if worded or (alien > 4 and alien * 12 > len(body)):
+        return _plain_after_all(body)
+    return _piece(body)
 
 
 def _plain_after_all(body: bytes) -> bytes:
@@ -74,7 +76,7 @@ def _pieces(body: bytes) -> list[bytes]:
             break
         kept.append(text)
         padded = text.endswith(b"=")
-    return [piece + b"=" * (-len(piece) % 4) for piece in _PADDING.split(b"".join(kept)) if piece]
+    return [piece + b"=" * (-len(piece) % 4) for piece in _PADDING.split(b"".join(kept)) if len(piece) > 1]
 
 
 def _piece(text: bytes) -> bytes:

@@ -8,19 +8,23 @@ its one method that does is replaced instead.
 import asyncio
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
 import dkim  # type: ignore[import-untyped]
-import spf  # type: ignore[import-untyped]
 from dns.asyncresolver import Resolver
 from dns.exception import DNSException, Timeout
 from dns.resolver import NoNameservers
 
 from gateway.mail.authentication import from_domain, is_aligned, organisational
 from gateway.mail.message import header_block
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pyspf 2.0.14 has an escape in a docstring that newer compilers complain of
+    import spf  # type: ignore[import-untyped]
 
 _MAX_LOOKUPS = 60  # SPF may take 10 terms of 10 names each; a mail that needs that many is not worth it
 _MAX_SIGNATURES = 5

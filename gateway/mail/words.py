@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gateway.mail import charset, transfer
 
 MAX_HEADER_BYTES = 1 << 17  # of one header that are decoded
+_ALONE = re.compile(rb"=\?([^?\s=*]{1,60}+)\?([bBqQ])\?([^?\s]{0,200}+)\?=")
 _START = re.compile(rb"=\?([^?\s=]{1,60}?)(?:\*[^?\s=]{0,40})?\?([bBqQ])\?")
 
 
@@ -24,6 +25,8 @@ def decode(raw: bytes, hint: str = "") -> str:
     """The text of a header's value. `hint`: the label of the body, for raw 8-bit text. Never raises."""
     if b"=?" not in raw:
         return raw.decode("ascii") if raw.isascii() else plain(raw, hint)
+    if alone := _ALONE.fullmatch(raw):
+        return _text(_content(alone[2] in b"bB", alone[3]), alone[1].decode("latin-1")).text
     raw = raw[:MAX_HEADER_BYTES]
     out: list[str] = []
     at = 0
@@ -43,12 +46,15 @@ def plain(raw: bytes, hint: str = "") -> str:
 def _words(raw: bytes) -> Iterator[_Word]:
     """Each start is looked at once and each end is found once: linear, whatever is left open."""
     start = _START.search(raw)
+    end = 0
     while start:
-        end = raw.find(b"?=", start.end())
+        if end < start.end():
+            end = raw.find(b"?=", start.end())
         if end < 0:
             return
-        while later := _START.search(raw, start.end(), end + 1):
+        if later := _START.search(raw, start.end(), end + 1):
             start = later
+            continue
         yield _Word(start[1].decode("latin-1"), start[2] in b"bB", raw[start.end() : end], start.start(), end + 2)
         start = _START.search(raw, end + 2)
 
@@ -107,7 +113,11 @@ def _unpadded(text: bytes) -> bytes:
 
 
 def _bytes(word: _Word) -> bytes:
-    if word.base64:
-        return transfer.base64_text(word.text)
-    lone = b"=" if word.text.endswith(b"=") else b""
-    return binascii.a2b_qp(word.text, header=True) + lone
+    return _content(word.base64, word.text)
+
+
+def _content(is_base64: bool, text: bytes) -> bytes:
+    if is_base64:
+        return transfer.base64_text(text)
+    lone = b"=" if text.endswith(b"=") else b""
+    return binascii.a2b_qp(text, header=True) + lone

@@ -1,5 +1,6 @@
 """Text and HTML made harmless, whatever they were."""
 
+import re
 import time
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.text import MAX_DEPTH, file_name, html_to_text, one_line, plain_text, sanitise_html, without_controls
+from gateway.text import MAX_DEPTH, file_name, one_line, plain_text, sanitise_html, without_controls
 
 # Plain text
 
@@ -127,7 +128,7 @@ def test_what_is_too_deep_loses_its_tags_and_keeps_its_text() -> None:
     clean = sanitise_html("<div>" * 1000 + "x" + "</div>" * 1000)
 
     assert Tree(clean).deepest == MAX_DEPTH
-    assert html_to_text(clean) == "x"
+    assert re.sub("<[^<>]*>", "", clean) == "x"
 
 
 BOMBS = {
@@ -148,34 +149,5 @@ def test_no_page_takes_long(bomb: str) -> None:
     started = time.process_time()
 
     sanitise_html(bomb)
-    html_to_text(bomb)
 
     assert time.process_time() - started < 10  # a second or less here; without the care taken, minutes or all memory
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("<p>a</p><p>b</p>", "a\n\nb"),
-        ("<div>a</div><div>b<br>c</div>", "a\n\nb\nc"),
-        ("  a \n b <b> c</b>", "a b c"),
-        ("<ul><li>a</li>\n<li>b</li></ul>", "a\nb"),
-        ("<table><tr><td>a<td>b<tr><td>c</table>", "a\tb\nc"),
-        ("<pre>  a\n   b</pre>x  y", "  a\n   b\n\nx y"),
-        ("&lt;b&gt; &amp;amp; &#x4f60;&nbsp;&hearts;", "<b> &amp; 你 ♥"),
-        ("<script>x</script><style>y</style><!-- z --><title>t</title>a", "a"),
-        ('<img alt="a &amp; b" src=x>', "a & b"),
-        ("a &#7;\x07\0b", "a b"),
-        ("</pre><p>a   b", "a b"),
-    ],
-)
-def test_html_becomes_text(html: str, text: str) -> None:
-    assert html_to_text(html) == text
-
-
-@given(PAGES)
-def test_any_html_becomes_text(html: str) -> None:
-    text = html_to_text(html)
-
-    assert plain_text(text) == text
-    assert "\n\n\n" not in text

@@ -151,9 +151,9 @@ def test_time_is_linear(piece: str) -> None:
     kind = b"Content-Type: multipart/report; boundary=x\r\n\r\n--x\r\nContent-Type: message/delivery-status\r\n\r\n"
     text = piece * (500_000 // len(piece))
     mails = [parse(head + b"\r\n" + text[:1000].encode()), parse(head + kind + text.encode() + b"\r\n--x--\r\n")]
-    started = time.monotonic()
+    started = time.process_time()
 
     for mail in mails:
         classify(mail, text)
 
-    assert time.monotonic() - started < 1.5
+    assert time.process_time() - started < 1.5

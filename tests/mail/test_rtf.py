@@ -74,8 +74,8 @@ def test_nothing_raises(data: bytes) -> None:
 
 @pytest.mark.parametrize("piece", [b"{", b"}", b"\\u1?", b"\\'e9", b"a ", b"\\", b"{\\*\\x", b"{\\htmlrtf "])
 def test_time_is_linear(piece: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
 
     read(b"{\\rtf1 " + piece * (200_000 // len(piece)))
 
-    assert time.monotonic() - started < 1.5
+    assert time.process_time() - started < 1.5

@@ -149,8 +149,8 @@ def test_nothing_raises(data: st.DataObject) -> None:
     ids=["attributes", "properties", "values"],
 )
 def test_time_is_linear(body: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
 
     unpack(stream(body))
 
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1

@@ -4,6 +4,7 @@ Every difference of a mail is told at once, as `key: expected … found …`.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -20,6 +21,7 @@ FOLDER = Path(__file__).parent.parent / "payloads" / "rfc5322"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.eml"))
 RECEIVED = datetime(2026, 11, 23, 9, tzinfo=UTC)
 _ABSENT = object()
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # no database and no terminal is the better for it
 
 Difference = Callable[[Any, Any], str | None]
 
@@ -53,9 +55,10 @@ def ticket(name: str) -> dict[str, Any]:
 def test_it_is_read_as_its_reader_expects(name: str) -> None:
     document = reading(name)
 
-    differences = list(_differences(document["expected"], ticket(name)))
+    found = ticket(name)
 
-    if differences:
+    assert [text for text in _strings(found) if _UNFIT.search(text)] == []
+    if differences := list(_differences(document["expected"], found)):
         pytest.fail("\n".join((document["why"], *differences)), pytrace=False)
 
 
@@ -70,6 +73,14 @@ def test_a_mail_is_known_again(name: str) -> None:
 def test_a_mail_and_its_reading_come_together() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.json")) == NAMES
     assert all({"why", "expected"} <= reading(name).keys() for name in NAMES)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def _attachment(part: Part) -> dict[str, Any]:
