@@ -9,7 +9,6 @@ PR_SET_PDEATHSIG), and elsewhere by its alarm clock.
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import pickle
 import resource
@@ -98,13 +97,15 @@ class Workers:
         )
         try:
             async with asyncio.timeout(_START_SECS):
-                await _exchange(child, (os.getpid(), *self._setup))
+                refused = await _exchange(child, (os.getpid(), *self._setup))
         except BaseException as error:
             await _kill(child)
             if isinstance(error, OSError | EOFError | TimeoutError):
                 raise Failed("no worker could be started") from error
             raise
         log.debug("worker.started", pid=child.pid)
+        if refused:
+            log.warning("worker.unrestricted", reason=refused, remedy="let workers call setrlimit and setpriority")
         return child
 
     async def _ask(self, child: Process, task: tuple[StoredMessage, Path | None]) -> Any:
@@ -157,9 +158,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no frame
     parent, find, timeout_secs, memory_bytes = _receive(questions)
     _die_with(parent)
-    os.nice(_NICE)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    _send(answers, pickle.dumps("ready"))
+    _send(answers, pickle.dumps(_restrict(memory_bytes)))
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             task = _receive(questions)
@@ -170,10 +169,26 @@ def serve() -> None:
 
 
 def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before that
-            os._exit(1)
+    # Imported here: where no memory may be written and executed, an old libffi cannot even be loaded.
+    with contextlib.suppress(ImportError, OSError, MemoryError, AttributeError):
+        from ctypes import CDLL
+
+        if sys.platform == "linux":
+            CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
+
+
+def _restrict(memory_bytes: int) -> str:
+    """What the machine does not let us do, such as a service manager's filter of system calls."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        os.nice(_NICE)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _answer(find: Find, message: StoredMessage, file: Path | None) -> bytes:

@@ -702,3 +702,32 @@ async def test_a_message_that_is_refused_in_a_batch_leaves_the_others_whole(spoo
     assert all(isinstance(result, Receipt | HuiruError) for result in results)
     assert [row.message.body for row in await waiting(spool)] == [b"first", LARGE, LARGE]
     assert spool.healthy
+
+
+async def test_heavy_ones_are_found_without_looking_at_the_light_ones(spool: Spool) -> None:
+    # given
+    for n in range(3):
+        await spool.put(sample(f"light{n}"))
+        await spool.put(sample(f"heavy{n}", b"x" * 100_000, channel="shop" if n else "mail"))
+    statements: list[str] = []
+    spool._journal.connection.set_trace_callback(statements.append)
+
+    # when: one of this channel is in work
+    rows = await spool.claim_heavy(10, 80_000, {2: "mail"})
+
+    # then
+    spool._journal.connection.set_trace_callback(None)
+    assert [row.message.native_id for row in rows] == ["heavy1", "heavy2"]
+    assert [row.file and row.file.stat().st_size for row in rows] == [100_000, 100_000]
+    (statement,) = [one for one in statements if "size >" in one]
+    ((*_, plan), *_) = await query(spool, f"EXPLAIN QUERY PLAN {statement}")
+    assert plan == "SCAN message USING INDEX heavy"
+
+
+async def test_light_ones_are_found_among_heavy_ones(spool: Spool) -> None:
+    await spool.put(sample("heavy", b"x" * 100_000))
+    await spool.put(sample("light"))
+
+    (row,) = await spool.claim(10, EVERYTHING, 80_000)
+
+    assert row.message.native_id == "light"

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.contract import StoredMessage
 from gateway.errors import Rejected
-from gateway.workers import Failed, Workers
+from gateway.workers import Failed, Workers, _restrict
 from tests.core.kinds import PNG, normalizer
 from tests.core.rig import Rig
 from tests.core.samples import NOW, waiting
@@ -243,6 +243,15 @@ def test_a_terminals_interrupt_is_for_the_parent() -> None:
     interrupt = ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "os.killpg(0, signal.SIGINT)")
     with parent(*interrupt, "assert await pid_of(workers) == first", "await workers.close()") as process:
         assert process.wait() == 0
+
+
+def test_where_it_may_not_limit_itself_it_says_so_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr("gateway.workers.resource.setrlimit", refuse)
+
+    assert _restrict(1 << 30) == "not here"
 
 
 # --- in the pipeline --------------------------------------------------------------------------------------------------
