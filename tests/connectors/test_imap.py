@@ -66,6 +66,20 @@ async def test_a_server_without_idle_is_asked_again_and_again(standin: StandIn, 
     assert "IDLE" not in standin.names()
 
 
+async def test_a_server_that_offers_idle_and_refuses_it_is_asked_again_and_again(
+    standin: StandIn, make_station: MakeStation
+) -> None:
+    standin.capabilities += " IDLE"
+    standin.instead["IDLE"] = b"{tag} BAD not now\r\n"
+    station = make_station(idle_secs=0.05).start()
+    await station.until_new(5)
+
+    standin.mails[6] = mail(6)
+
+    await station.until_new(6, 5)
+    assert standin.names().count("LOGIN") == standin.names().count("IDLE") == 1
+
+
 async def test_who_we_are_is_said_before_a_folder_is_opened(standin: StandIn, make_station: MakeStation) -> None:
     """As NetEase wants it: 163 and 126 answer a SELECT of who has not said so with NO "Unsafe Login"."""
     standin.capabilities += " ID"
