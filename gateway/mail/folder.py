@@ -1,8 +1,8 @@
 """A folder of a mailbox, read message by message: nothing is skipped, nothing is taken twice without being known.
 
-In a look, what is left over comes first: what is to be done with accepted messages, then messages that failed. Then
-come the new ones, in small groups by their sizes. A group on which the connection breaks, or which the server does not
-give, is asked for message by message; a message that fails is left for later, and the others go on.
+In a look, what is left to be done with accepted messages comes first. Then come the new ones, in small groups by their
+sizes. A group on which the connection breaks, or which the server does not give, is asked for message by message; a
+message that fails is left for later, behind all others.
 """
 
 import asyncio
@@ -104,13 +104,13 @@ class Folder:
         opened = await self._mailbox.select(self.name, read_only=self._wishes.after == "nothing")
         await self._find_position(opened)
         await self._finish()
-        for uid in [uid for uid, failure in self._at.failed.items() if failure.due <= time.time()]:
-            await self._take_one(uid)
         begun = self._at.uid
         for some in _batches(await self._new(), _NAMED_TOGETHER):
             await self._take(some)
         if self._at.uid > begun:
             await self._compare(begun)
+        for uid in [uid for uid, failure in self._at.failed.items() if failure.due <= time.time()]:
+            await self._take_one(uid)
         await self._settle()
         if self._refusal:
             raise self._refusal

@@ -261,13 +261,21 @@ class Mailbox:
 
     async def wait(self, secs: float) -> None:
         """Until the server tells of messages (RFC 2177), which one without IDLE does not, or for so long."""
-        if not self.offers("IDLE"):
-            await self._until_lost_or(self._protocol.news.wait(), secs)
-            return
-        idle = await self._bounded(self._client.idle_start(2 * secs + 60))
+        idle = await self._idle(secs) if self.offers("IDLE") else None
         await self._until_lost_or(self._protocol.news.wait(), secs)
-        self._client.idle_done()
-        await self._ask(idle)
+        if idle:
+            self._client.idle_done()
+            await self._ask(idle)
+
+    async def _idle(self, secs: float) -> Awaitable[Any] | None:
+        try:
+            idle: Awaitable[Any] = await self._bounded(self._client.idle_start(2 * secs + 60))
+        except Unavailable:
+            if self._lost.done() or self._client.has_pending_idle():
+                raise
+            self._protocol.capabilities.discard("IDLE")  # offered, and refused
+            return None
+        return idle
 
     async def _until_lost_or(self, event: Awaitable[Any], secs: float) -> None:
         task = asyncio.ensure_future(event)

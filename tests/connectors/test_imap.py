@@ -66,6 +66,20 @@ async def test_a_server_without_idle_is_asked_again_and_again(standin: StandIn, 
     assert "IDLE" not in standin.names()
 
 
+async def test_a_server_that_offers_idle_and_refuses_it_is_asked_again_and_again(
+    standin: StandIn, make_station: MakeStation
+) -> None:
+    standin.capabilities += " IDLE"
+    standin.instead["IDLE"] = b"{tag} BAD not now\r\n"
+    station = make_station(idle_secs=0.05).start()
+    await station.until_new(5)
+
+    standin.mails[6] = mail(6)
+
+    await station.until_new(6, 5)
+    assert standin.names().count("LOGIN") == standin.names().count("IDLE") == 1
+
+
 async def test_who_we_are_is_said_before_a_folder_is_opened(standin: StandIn, make_station: MakeStation) -> None:
     """As NetEase wants it: 163 and 126 answer a SELECT of who has not said so with NO "Unsafe Login"."""
     standin.capabilities += " ID"
@@ -283,9 +297,8 @@ async def test_a_message_on_which_the_connection_breaks_does_not_stop_the_others
 async def test_tries_are_counted_over_restarts(standin: StandIn, make_station: MakeStation) -> None:
     standin.instead["FETCH"] = lambda tag, command: f"{tag} NO [SERVERBUG] cannot open it\r\n".encode()
     del standin.mails[2], standin.mails[3], standin.mails[4], standin.mails[5]
-    station = make_station(fetch_tries=3, fetch_retry_secs=3600).start()
+    station = make_station(fetch_tries=4, fetch_retry_secs=3600).start()
     await until(lambda: station.connector.missing == 1)
-    await until(lambda: station.connector.trouble == "")
 
     tries = []
     for _ in range(2):
@@ -300,7 +313,7 @@ async def test_tries_are_counted_over_restarts(standin: StandIn, make_station: M
         await until(lambda: station.connector.missing is not None)
 
     await station.until_new(1)
-    assert tries in ([1, 2], [2, 3])
+    assert tries == [2, 3]
     (lost,) = await station.messages()
     assert "cannot open it" in lost.facts["unreadable"]
 
@@ -360,7 +373,7 @@ async def test_a_connection_that_breaks_while_a_large_message_comes_leaves_nothi
     station = make_station().start()
 
     await station.until_new(2)
-    assert list(station.spool.incoming.iterdir()) == []
+    await until(lambda: list(station.spool.incoming.iterdir()) == [])
 
 
 # --- positions --------------------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ async def test_a_folder_that_is_not_there_is_told_and_the_others_are_read(
 
     await station.until_new(1)
 
-    assert station.is_up
+    await until(lambda: station.is_up)
     assert station.trouble.startswith("Nowhere: NO ")
     dovecot.put(mail(2), folder="Nowhere")
     await station.until_new(2)
