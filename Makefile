@@ -37,6 +37,7 @@ LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-
 	--no-emit-index-url --no-emit-find-links --quiet
 lock:
 	$(LOCK) $(ARGS) --extra embedded pyproject.toml -o deploy/requirements.lock
+	$(LOCK) $(ARGS) -c deploy/requirements.lock --group pyproject.toml:mail -o deploy/mail.lock
 	$(LOCK) $(ARGS) --group pyproject.toml:build -o deploy/build.lock
 	$(LOCK) $(ARGS) -c deploy/requirements.lock --group pyproject.toml:dev -o tests/requirements.lock
 
