@@ -7,7 +7,7 @@ Authentication: of the client by its network, and by AUTH where users are config
     relayed: a recipient is one of `domains` or `recipients`, or refused.
 Redelivery: the client's, until it reads a 2xx or a 5xx. 250 is said once the message is durable. The same mail again,
     by whatever way and to whichever recipients, is the same ticket, with the recipients that came first.
-Limits: those of `gateway/smtpserver.py`, which also holds the protocol's details.
+Limits: those of `gateway/smtpserver.py`; the protocol's details are in `gateway/smtpsession.py`.
 Source: the RFCs; aiosmtpd's documentation, and its source where that is silent.
 """
 
@@ -30,6 +30,7 @@ from gateway.contract import Accept, ChannelSettings, Context, RawMessage, Runni
 from gateway.errors import ConfigError, Rejected
 from gateway.mail import authentication, identity, replyaddress
 from gateway.smtpserver import Delivery, Limits, Server, Service
+from gateway.smtpsession import sessions
 
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
@@ -264,7 +265,7 @@ class Connector(RunningConnector):
         settings = self.settings
         server = Server(self._service(accept))
         mode = int(settings.unix_socket_mode, 8)
-        async with server.serving(settings.listen, settings.unix_socket, mode, _DRAIN_SECS):
+        async with server.serving(sessions(server), settings.listen, settings.unix_socket, mode, _DRAIN_SECS):
             up(True)
             await asyncio.Event().wait()
 

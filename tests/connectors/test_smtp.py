@@ -289,7 +289,7 @@ async def test_a_fault_before_the_message_is_temporary(served: Served, monkeypat
     def fail(*_: object) -> None:
         raise RuntimeError("the secret of the house")
 
-    monkeypatch.setattr("gateway.smtpserver.Session._getparams", fail)
+    monkeypatch.setattr("gateway.smtpsession.Session._getparams", fail)
 
     async with served.talk() as one:
         assert await one.say("MAIL FROM:<a@example.com>") == "451 4.3.0 Temporarily unavailable"
