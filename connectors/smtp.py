@@ -405,7 +405,7 @@ def _resolver(check: SenderCheck) -> "Resolver":
 
         from gateway.mail import verification  # noqa: F401 - only who turns it on needs its libraries, and at once
     except ImportError as error:
-        raise ConfigError(f"verify_sender needs the library {error.name}; pip install {error.name}") from error
+        raise ConfigError(f"verify_sender needs the library {error.name}; pip install huiru[verify]") from error
     resolver = Resolver(configure=False)
     resolver.nameservers = [check.resolver.host]
     resolver.port = check.resolver.port

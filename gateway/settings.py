@@ -272,7 +272,7 @@ class NormalizeSettings(Settings):
 
     workers: int = Field(default=1, ge=1, le=64, description="how many such processes there may be")
     in_process_bytes: ByteSize = Field(
-        default=ByteSize(256 << 10), ge=64 << 10, description="larger messages are normalised by a worker"
+        default=ByteSize(64 << 10), ge=64 << 10, description="larger messages are normalised by a worker"
     )
     timeout_secs: float = Field(
         default=30, gt=0, le=3600, description="a message that takes a worker longer goes to quarantine"
