@@ -1,8 +1,8 @@
 """Bytes to text: by the label where it can be true, by the bytes where it cannot.
 
 Labels are read as what their senders have: `gb2312` holds GBK and GB18030, `iso-8859-1` holds Windows-1252, as browsers
-read them (encoding.spec.whatwg.org). No library decides: charset-normalizer 3.5 takes milliseconds for a short text and
-names many a short Chinese one Big5 or Johab (tests/mail/test_charset.py holds the texts).
+read them (encoding.spec.whatwg.org). No library decides: of the twelve short texts in tests/mail/test_charset.py, most
+of them Chinese, charset-normalizer 3.5 reads three, and takes 4 ms for each (measured in November 2026).
 """
 
 import re

@@ -67,6 +67,27 @@ def test_the_bytes_tell_where_the_label_says_nothing(label: str, text: str, enco
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("您好", "gbk"),
+        ("退款", "gbk"),
+        ("发票抬头写错了", "gbk"),
+        ("您好，我的订单还没有收到，请尽快处理，谢谢", "gbk"),
+        ("软件激活失败", "gbk"),
+        ("打印机坏了，请派人来修", "gbk"),
+        ("发票 invoice 2024", "gbk"),
+        ("您好，我想詢問訂單狀態", "big5"),
+        ("Größe", "cp1252"),
+        ("お問い合わせの件", "cp932"),
+        ("주문한 상품이 아직", "cp949"),
+        ("Проверка связи", "koi8_r"),
+    ],
+)
+def test_a_short_text_without_a_label(text: str, encoding: str) -> None:
+    assert charset.decode(text.encode(encoding)).text == text
+
+
+@pytest.mark.parametrize(
     ("text", "encoding", "label"),
     [
         (CHINESE, "utf-8", "gb2312"),
