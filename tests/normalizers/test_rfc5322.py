@@ -267,3 +267,15 @@ def test_a_damaged_mail_becomes_a_ticket(name: str, at: float, gone: int, new: b
     draft = normalize(stored(body[:place] + new + body[place + gone :]))
 
     draft.message.model_dump_json().encode("utf-8")
+
+
+@pytest.mark.parametrize("kind", [b"text/html", b"text/plain"])
+def test_half_a_character_goes_nowhere(kind: bytes) -> None:
+    """UTF-7 can spell one; then no JSON and no sanitiser takes the text."""
+    words = b"=?utf-7?q?+2AA-?="
+    head = b"Subject: " + words + b"\r\nFrom: " + words + b" <a@b.cn>\r\nMessage-ID: <" + words + b"@x>\r\n"
+
+    message = normalize(stored(head + b"Content-Type: " + kind + b"; charset=utf-7\r\n\r\na+2AA-b")).message
+
+    assert (message.subject, message.full_text) == ("\ufffd", "a\ufffdb")
+    message.model_dump_json().encode("utf-8")
