@@ -111,7 +111,11 @@ class AdminApi:
                 "ready": not troubles,
                 "reasons": troubles,
                 "redis": {"up": self._publisher.up, "url": daemon.redis_url, "trouble": self._publisher.trouble},
-                "stream": {"name": daemon.stream_name, "length": await self._publisher.length()},
+                "stream": {
+                    "name": daemon.stream_name,
+                    "length": await self._publisher.length(),
+                    "replaying": self._pipeline.replaying,
+                },
                 "spool": {"bytes": self._spool.bytes, "damaged": self._spool.damaged is not None},
                 "outbox": {"waiting": self._spool.letters.waiting, "trouble": self._outbox.trouble},
                 "channels": [self._channel(*item) for item in sorted(daemon.channels().items())],

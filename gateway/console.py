@@ -139,7 +139,8 @@ def _redis_line(state: Mapping[str, Any]) -> Text:
     redis, stream = state["redis"], state["stream"]
     up = ("up", "green") if redis["up"] else (f"DOWN: {clean(redis['trouble'])}", "bold red")
     length = "an unknown number of tickets" if stream["length"] is None else counted(stream["length"], "ticket")
-    return Text.assemble(f"redis   {redis['url']} ", up, f"\nstream  {stream['name']}, {length}")
+    again = ", some being published again" if stream["replaying"] else ""
+    return Text.assemble(f"redis   {redis['url']} ", up, f"\nstream  {stream['name']}, {length}{again}")
 
 
 def _spool_lines(spool: Mapping[str, Any]) -> Iterator[Text]:

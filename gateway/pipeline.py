@@ -123,6 +123,11 @@ class Pipeline:
         self._replay = _Replay(since)
         self.wake()
 
+    @property
+    def replaying(self) -> bool:
+        """Whether something that was published is to be published again."""
+        return self._publisher.lost_data or self._replay is not None
+
     def wake(self) -> None:
         """Something may be waiting."""
         self._arrived.set()
@@ -191,7 +196,7 @@ class Pipeline:
 
     def _bookmark(self) -> str:
         """None while something is to be published again: a restart in the midst of it has to begin anew."""
-        return "" if self._publisher.lost_data or self._replay else self._publisher.bookmark
+        return "" if self.replaying else self._publisher.bookmark
 
     async def _items(self, rows: list[Row]) -> tuple[list[Ready], list[Outcome]]:
         items: list[Ready] = []

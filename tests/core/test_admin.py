@@ -124,7 +124,7 @@ async def test_the_status_tells_all_counts(rig: Rig, ask: Ask) -> None:
     assert status == 200
     assert (document["gateway"], document["version"], document["ready"]) == ("acme", __version__, True)
     assert document["redis"] == {"up": True, "url": "redis://127.0.0.1:6379/0", "trouble": ""}
-    assert document["stream"] == {"name": "tickets", "length": 1}
+    assert document["stream"] == {"name": "tickets", "length": 1, "replaying": False}
     assert document["spool"] == {"bytes": rig.spool.bytes, "damaged": False}
     mailbox, shop = document["channels"]
     assert shop == {

@@ -141,7 +141,7 @@ STATUS: dict[str, Any] = {
     "ready": True,
     "reasons": [],
     "redis": {"up": True, "url": "redis://h:1/0", "trouble": ""},
-    "stream": {"name": "tickets", "length": 1},
+    "stream": {"name": "tickets", "length": 1, "replaying": False},
     "spool": {"bytes": 1 << 20, "damaged": False},
     "outbox": {"waiting": 0, "trouble": ""},
     "channels": [CHANNEL],
@@ -165,7 +165,7 @@ def test_status_shows_what_is_wrong() -> None:
         "ready": False,
         "reasons": ["the spool is full"],
         "redis": {"up": False, "url": "redis://h:1/0", "trouble": "refused\x1b[2J"},
-        "stream": {"name": "tickets", "length": None},
+        "stream": {"name": "tickets", "length": None, "replaying": True},
         "spool": {"bytes": 0, "damaged": True},
         "outbox": {"waiting": 2, "trouble": "no route\x1b[2J"},
         "channels": [CHANNEL | {"up": False, "trouble": "no\x1b network", "discarded": 2, "last_message_at": None}],
@@ -174,7 +174,7 @@ def test_status_shows_what_is_wrong() -> None:
 
     assert "NOT READY: the spool is full" in lines[0]
     assert lines[1] == "redis   redis://h:1/0 DOWN: refused[2J"
-    assert lines[2] == "stream  tickets, an unknown number of tickets"
+    assert lines[2] == "stream  tickets, an unknown number of tickets, some being published again"
     assert "damaged" in lines[4]
     assert lines[5] == "outbox  2 acknowledgements waiting, FAILING: no route[2J"
     assert "discarded" in lines[7]
