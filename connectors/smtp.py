@@ -54,7 +54,9 @@ class Route(Settings):
 
     queue: str | None = Field(default=None, description="in the place of the channel's `queue`")
     tags: tuple[str, ...] = Field(default=(), description="beside the channel's `tags`")
-    priority: str | None = Field(default=None, description="in the place of the channel's `priority`")
+    priority: str | None = Field(
+        default=None, description="in the place of the channel's `priority`; a mail's own is before both"
+    )
 
 
 class User(Settings):
