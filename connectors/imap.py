@@ -89,6 +89,13 @@ class ImapSettings(ChannelSettings):
         return (self.folder,) if isinstance(self.folder, str) else self.folder
 
     @property
+    def where(self) -> str:
+        return f"{'imaps' if self.tls == 'implicit' else 'imap'}://{self.server.host}:{self.server.port}"
+
+    def receives(self, address: str) -> bool:
+        return address == self.username.lower()
+
+    @property
     def server(self) -> Server:
         port = self.port or (993 if self.tls == "implicit" else 143)
         return Server(self.host, port, self.tls, self.ca_file, self.timeout_secs)

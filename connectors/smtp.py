@@ -17,6 +17,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -54,7 +55,9 @@ class Route(Settings):
 
     queue: str | None = Field(default=None, description="in the place of the channel's `queue`")
     tags: tuple[str, ...] = Field(default=(), description="beside the channel's `tags`")
-    priority: str | None = Field(default=None, description="in the place of the channel's `priority`")
+    priority: str | None = Field(
+        default=None, description="in the place of the channel's `priority`; a mail's own is before both"
+    )
 
 
 class User(Settings):
@@ -173,6 +176,17 @@ class SmtpSettings(ChannelSettings, Limits):
             raise ValueError("rate is for requests; here it is max_connections_per_client")
         return self
 
+    @cached_property
+    def book(self) -> "_Book":
+        return _Book(self)
+
+    @property
+    def where(self) -> str:
+        return f"{self.protocol}://{self.listen}" if self.listen else f"{self.protocol}:unix:{self.unix_socket}"
+
+    def receives(self, address: str) -> bool:
+        return self.book.route(address) is not None
+
 
 # Recipients
 
@@ -251,7 +265,7 @@ class Connector(RunningConnector):
 
     def __init__(self, name: str, settings: SmtpSettings, context: Context) -> None:
         super().__init__(name, settings, context)
-        self._book = _Book(settings)
+        self._book = settings.book
         self._users = {user.name: user.password.get_secret_value() for user in settings.users}
         self._certificate: Certificate | None = None
         self._resolver = _resolver(settings.verify_sender) if settings.verify_sender else None

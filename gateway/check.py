@@ -43,7 +43,7 @@ def connectors(settings: GatewaySettings) -> dict[str, Connector]:
 
 
 def addresses(settings: GatewaySettings, base_url: str) -> list[tuple[str, str, str]]:
-    """Name, type and where it receives, of every channel; "" for one that fetches."""
+    """Name, type and where it receives, or what it reads, of every channel."""
     return [
         (name, channel.type, _address(name, channel, base_url)) for name, channel in sorted(settings.channels.items())
     ]
@@ -52,7 +52,7 @@ def addresses(settings: GatewaySettings, base_url: str) -> list[tuple[str, str, 
 def _address(name: str, channel: ChannelSettings, base_url: str) -> str:
     if issubclass(registry.connector(channel.type), WebhookConnector):
         return f"{base_url}/c/{name}"
-    return str(getattr(channel, "listen", ""))
+    return channel.where
 
 
 async def everything(settings: GatewaySettings, made: Mapping[str, Connector]) -> list[Verdict]:

@@ -93,6 +93,11 @@ class ChannelSettings(Settings):
         default=None, description="a mail to the customer with the reference; null: none is sent"
     )
 
+    @property
+    def where(self) -> str:
+        """Where a channel that is not called by HTTP is reached or reads, for people; "" says nothing."""
+        return ""
+
     def receives(self, address: str) -> bool:
         """Whether mail to this address (in lower case) comes to this channel: then nobody is written to there."""
         return False

@@ -12,13 +12,13 @@
     text/html                           html, sanitised
     every other part                    parts
     Message-ID, In-Reply-To, References thread; its root is the conversation
-    Importance, X-Priority              priority
+    Importance, X-Priority              priority; without them that of the recipient (facts)
     List-Id                             fields.list_id
 
 A reference number in a subject is a hint, as anyone may write one; fields.reference is one that came back in an address
 which we signed.
 The facts are what the channel knew: `mail_from`, `rcpt_to`, `authserv_ids`, `authentication`, `reference`, `tags`,
-`queue`, `size` and `truncated`, `unreadable`, `limits`.
+`queue`, `priority`, `size` and `truncated`, `unreadable`, `limits`.
 """
 
 import re
@@ -92,7 +92,7 @@ def normalize(raw: StoredMessage) -> Draft:
         html=html,
         language=_language(mail.headers, text or whole),
         fields=_fields(mail.headers, facts) | dict(verdict.fields),
-        priority=_priority(mail.headers),
+        priority=_priority(mail.headers) or facts.get("priority"),
         tags=tuple(facts.get("tags", ())),
         queue=facts.get("queue"),
         auto=verdict.auto,

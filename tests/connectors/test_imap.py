@@ -417,6 +417,16 @@ def settings(**more: Any) -> ImapSettings:
     return ImapSettings.model_validate(given | more)
 
 
+def test_it_knows_its_own_address_and_says_where_it_reads() -> None:
+    read = settings(username="Support@acme.cn")
+
+    assert [read.receives("support@acme.cn"), read.receives("zhang@example.com")] == [True, False]
+    assert [settings(tls=tls).where for tls in ("implicit", "none")] == [
+        "imaps://imap.acme.cn:993",
+        "imap://imap.acme.cn:143",
+    ]
+
+
 def test_ports_and_folders_have_defaults() -> None:
     assert (settings().server.port, settings(tls="starttls").server.port, settings(port=1143).server.port) == (
         993,

@@ -437,6 +437,14 @@ async def test_an_address_of_ours_has_its_route(path: str, address: str, queue: 
     assert route.queue == queue
 
 
+def test_it_knows_which_addresses_come_back_to_us() -> None:
+    settings = made(recipients={"sales-*@acme.cn": {}}, domains=["example.cn"]).settings
+
+    ours = [settings.receives(one) for one in ("sales-1@acme.cn", "x@example.cn", "x@acme.cn", "x@example.com")]
+
+    assert ours == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("path", "reply"),
     [

@@ -187,6 +187,12 @@ def test_facts_of_the_channel_reach_the_ticket() -> None:
     assert [(one.what, one.size) for one in message.omissions] == [("message", 10**9)]
 
 
+def test_a_customer_s_urgency_goes_before_that_of_the_address() -> None:
+    said, silent = (HEAD + line + b"\r\nx" for line in (b"Importance: low\r\n", b""))
+
+    assert [normalize(stored(raw, priority="high")).message.priority for raw in (said, silent)] == ["low", "high"]
+
+
 def test_a_reference_that_anyone_may_write_is_a_hint() -> None:
     message = normalize(stored(b"From: a@example.com\r\nSubject: Re: [7K3M-9QX2-4WPD] order\r\n\r\nx")).message
 
