@@ -45,6 +45,7 @@ class Mail:
     def __init__(
         self, ports: Mapping[str, int], rng: Random, letters: Letters, record: Record, folder: Path, *, workers: int = 2
     ) -> None:
+        self.in_data = 0  # mails of which the body is on its way, or the answer to it
         self._ports = ports
         self._rng = rng
         self._letters = letters
@@ -128,7 +129,16 @@ class Mail:
         for line in ("MAIL FROM:<zhang@example.com>", *(f"RCPT TO:<{one}>" for one in to), "DATA"):
             await self._yes(channel, await _say(talk, line))
         self._record.unanswered[channel] += 1  # until there is an answer
-        await talk.send(stuffed(letter.raw) + b".\r\n")
+        self.in_data += 1
+        try:
+            await talk.send(stuffed(letter.raw) + b".\r\n")
+            await self._hear(talk, letter, recipients)
+        finally:
+            self.in_data -= 1
+
+    async def _hear(self, talk: Talk, letter: Letter, recipients: set[str]) -> None:
+        """The answer to a mail, by LMTP one for each recipient."""
+        channel, to = letter.channel, sorted(recipients)
         first = True
         for some in [[one] for one in to] if channel == "lmtp" else [to]:
             said = await _reply(talk)

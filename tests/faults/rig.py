@@ -50,7 +50,8 @@ class Rig:
         self.rng = Random(seed)
         self.disk = disk
         self.kills = 0
-        self.kills_at_work = 0  # of a daemon that had a worker process
+        self.kills_at_work = 0  # of a daemon whose worker process was normalising
+        self.kills_in_data = 0  # while a mail server of ours was in the midst of a mail
         self.record = Record()
         self.wires: dict[str, Proxy] = {}  # between the daemon and redis, the clients (http, mx, lmtp), the mailbox
         self._stack = AsyncExitStack()
@@ -141,15 +142,17 @@ class Rig:
 
     async def kill_daemon(self) -> None:
         children = self._children()
+        at_work = any(child.status() == psutil.STATUS_RUNNING for child in children)
         assert await self.daemon.kill() == -signal.SIGKILL, self.daemon.log()[-2000:]
         self.kills += 1
-        self.kills_at_work += bool(children)
+        self.kills_at_work += at_work
+        self.kills_in_data += self.mail.in_data > 0
         await self._until_gone(children)
 
     def _children(self) -> list[psutil.Process]:
         """The daemon's. It stands still meanwhile, and on: it makes no new ones before it is killed."""
         self.daemon.signal(signal.SIGSTOP)
-        return psutil.Process(self._pid()).children(recursive=True)
+        return list(psutil.Process(self._pid()).children(recursive=True))
 
     async def _until_gone(self, children: list[psutil.Process]) -> None:
         """Whoever works for a daemon ends with it."""
@@ -278,7 +281,8 @@ class Rig:
         record = self.record
         counts = {
             "kills": self.kills,
-            "of them with a worker": self.kills_at_work,
+            "with a worker at work": self.kills_at_work,
+            "during DATA": self.kills_in_data,
             "messages": len(record.sent),
             **{f"on {channel}": n for channel, n in Counter(message.channel for message in record.sent).items()},
             "yes": record.yes.total(),
