@@ -157,7 +157,7 @@ class Rig:
     async def _until_gone(self, children: list[psutil.Process]) -> None:
         """Whoever works for a daemon ends with it."""
         async with asyncio.timeout(_ORPHAN_SECS):
-            while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            while any(map(_lives, children)):
                 await asyncio.sleep(0.01)
 
     async def stop_daemon(self) -> None:
@@ -291,6 +291,12 @@ class Rig:
             "mishaps": sum(wire.mishaps.total() for wire in self.wires.values()),
         }
         return f"seed {self.seed}: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _accepted(status: dict[str, Any]) -> int:
