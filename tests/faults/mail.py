@@ -131,10 +131,18 @@ class Mail:
         self._record.unanswered[channel] += 1  # until there is an answer
         self.in_data += 1
         try:
-            await talk.send(stuffed(letter.raw) + b".\r\n")
+            await self._send(talk, stuffed(letter.raw) + b".\r\n")
             await self._hear(talk, letter, recipients)
         finally:
             self.in_data -= 1
+
+    async def _send(self, talk: Talk, body: bytes) -> None:
+        """Mostly at once."""
+        if self._rng.random() < 0.2:
+            first, body = body[: len(body) // 2], body[len(body) // 2 :]
+            await talk.send(first)
+            await asyncio.sleep(self._rng.uniform(0, _LONGEST_PAUSE_SECS))
+        await talk.send(body)
 
     async def _hear(self, talk: Talk, letter: Letter, recipients: set[str]) -> None:
         """The answer to a mail, by LMTP one for each recipient."""

@@ -15,17 +15,17 @@ from tests.faults.load import Record
 CHANNEL = "mailbox"
 _DONE = "Done"
 _AFTER: tuple[Any, ...] = ("nothing", "seen", {"move": _DONE}, "delete")
-_BURST = 6
+_BURST, _HEAP = 5, 40
 _LONGEST_PAUSE_SECS = 0.4
 _UIDVALIDITY_SECS = 1.1  # Dovecot makes it of the time
 
 
 class Mailbox:
-    """What is done with accepted mails is left to chance."""
+    """`after`: what is done with accepted mails; if it is empty, that is left to chance."""
 
-    def __init__(self, rng: Random, letters: Letters, record: Record) -> None:
+    def __init__(self, rng: Random, letters: Letters, record: Record, after: str = "") -> None:
         self.dovecot = Dovecot()
-        self.after = rng.choice(_AFTER)
+        self.after = after or rng.choice(_AFTER)
         self._rng = rng
         self._letters = letters
         self._record = record
@@ -64,7 +64,7 @@ class Mailbox:
 
     async def _work(self) -> None:
         while not self._stopping.is_set():
-            self.put_some(self._rng.randint(1, _BURST))
+            self.put_some(_HEAP if self._rng.random() < 0.05 else self._rng.randint(1, _BURST))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rng.uniform(0, _LONGEST_PAUSE_SECS)):
                     await self._stopping.wait()

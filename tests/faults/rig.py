@@ -30,6 +30,7 @@ _LEAVE_SECS = 2  # beyond shutdown_secs
 _FRESH_SECS = 5
 _FRESH = 20
 _FRESH_MAILS = 5  # by each way
+_MOMENT_SECS = 0.02
 _HEAVY_BYTES = 64 << 10  # beyond it a worker process normalises: as few as the gateway lets one say
 _ORPHAN_SECS = 5
 _SHOWN = 25
@@ -44,11 +45,13 @@ class Rig:
     mail: Mail
     mailbox: Mailbox
 
-    def __init__(self, folder: Path, seed: int, disk: Disk | None = None) -> None:
+    def __init__(self, folder: Path, seed: int, disk: Disk | None = None, after: str = "") -> None:
+        """`after`: what is done with mails that were read, if that is not left to chance."""
         self.folder = folder
         self.seed = seed
         self.rng = Random(seed)
         self.disk = disk
+        self.after = after
         self.kills = 0
         self.kills_at_work = 0  # of a daemon whose worker process was normalising
         self.kills_in_data = 0  # while a mail server of ours was in the midst of a mail
@@ -62,7 +65,7 @@ class Rig:
         self._stack.push_async_callback(self.redis.kill)
         await self.redis.start()
         letters = Letters(self._rng_of_its_own(), self.record)
-        self.mailbox = Mailbox(self._rng_of_its_own(), letters, self.record)
+        self.mailbox = Mailbox(self._rng_of_its_own(), letters, self.record, self.after)
         self._stack.push_async_callback(self.mailbox.close, self.folder)
         await self.mailbox.open()
         await self._start_daemon_first(**sections)
@@ -91,12 +94,14 @@ class Rig:
         await self._wire("http", int(self.daemon.url.rpartition(":")[2]), prey=b"POST /c/")
 
     async def _channels(self) -> dict[str, Any]:
-        mailbox_wire = await self._wire("mailbox", self.mailbox.dovecot.port, prey=b" UID ")
+        mailbox_wire = await self._wire(
+            "mailbox", self.mailbox.dovecot.port, prey=rb"BODY\.PEEK|UID (?:STORE|MOVE|EXPUNGE)"
+        )
         channels = {**load.CHANNELS, mailbox.CHANNEL: self.mailbox.settings(mailbox_wire.port)}
         for name, channel in mail.CHANNELS.items():
             port = free_port()
             channels[name] = {**channel, "listen": f"127.0.0.1:{port}"}
-            await self._wire(name, port, prey=b"\r\n.\r\n")
+            await self._wire(name, port, prey=rb"\r\n\.\r\n")
         return channels
 
     def _rng_of_its_own(self) -> Random:
@@ -136,6 +141,15 @@ class Rig:
     async def pause(self, least: float, most: float) -> None:
         """Lets everything run on for a random time, so that the next fault comes at any moment."""
         await asyncio.sleep(self.rng.uniform(least, most))
+
+    async def pause_until_work(self) -> None:
+        """Until a message is on one of the wires, or a moment later; or until a second has passed without one."""
+        wire = self.rng.choice(list(self.wires.values()))
+        wire.passed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await wire.passed.wait()
+        await self.pause(0, _MOMENT_SECS)
 
     async def start_daemon(self, *, ready: bool = True) -> None:
         await self.daemon.start(ready=ready, preexec=self.disk.preexec if self.disk else None)

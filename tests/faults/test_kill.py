@@ -20,7 +20,7 @@ async def test_a_daemon_killed_at_any_moment(start_rig: StartRig, seed: int, sto
         await rig.pause(0, 0.6)
         await mishap_of_redis(rig)
         await mishap_of_dovecot(rig)
-        await rig.pause(0, 0.3)
+        await (rig.pause_until_work() if rig.rng.random() < 0.7 else rig.pause(0, 0.3))
         await rig.kill_daemon()
         await rig.start_daemon(ready=rig.rng.random() < 0.8)  # some are killed while they start
 
@@ -149,7 +149,7 @@ async def test_a_mailbox_whose_server_is_killed_and_frozen(start_rig: StartRig, 
 
 
 async def test_a_mailbox_that_is_numbered_anew(start_rig: StartRig, seed: int) -> None:
-    rig = await start_rig(seed)
+    rig = await start_rig(seed, after="seen")
     rig.spoil_wires(trouble=0.02, appetite=0)
 
     for _ in range(2):
