@@ -28,7 +28,7 @@ from gateway import password
 from gateway.address import Address, Listen, Network, network
 from gateway.certificate import Certificate
 from gateway.contract import Accept, ChannelSettings, Context, RawMessage, RunningConnector, Settings
-from gateway.errors import ConfigError, Rejected
+from gateway.errors import ConfigError, Rejected, Unavailable
 from gateway.mail import authentication, identity, replyaddress
 from gateway.smtpserver import Delivery, Limits, Server, Service
 from gateway.smtpsession import sessions
@@ -279,9 +279,12 @@ class Connector(RunningConnector):
         settings = self.settings
         server = Server(self._service(accept))
         mode = int(settings.unix_socket_mode, 8)
-        async with server.serving(sessions(server), settings.listen, settings.unix_socket, mode, _DRAIN_SECS):
-            up(True)
-            await asyncio.Event().wait()
+        try:
+            async with server.serving(sessions(server), settings.listen, settings.unix_socket, mode, _DRAIN_SECS):
+                up(True)
+                await asyncio.Event().wait()
+        except OSError as error:
+            raise Unavailable(reason=f"cannot listen: {error.strerror or error}") from error
 
     def _service(self, accept: Accept) -> Service:
         """Raises ConfigError when the certificate cannot be used."""

@@ -150,22 +150,28 @@ async def _end_of(child: Process) -> str:
 
 
 def serve() -> None:
-    """Until its parent ends."""
+    """Until its parent ends, in silence: the daemon's log is the next daemon's too."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's, a service manager's: for the parent to decide
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no frame
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        _serve(questions, answers)
+    os._exit(0)  # an answer that nobody took must not be written out now
+
+
+def _serve(questions: BinaryIO, answers: BinaryIO) -> None:
+    """Raises EOFError or BrokenPipeError when the parent has ended."""
     parent, find, timeout_secs, memory_bytes = _receive(questions)
     _die_with(parent)
     _send(answers, pickle.dumps(_restrict(memory_bytes)))
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            task = _receive(questions)
-            signal.alarm(int(timeout_secs) + _GRACE_SECS)
-            _send(answers, _answer(find, *task))
-            signal.alarm(0)
-            del task
+    while True:
+        task = _receive(questions)
+        signal.alarm(int(timeout_secs) + _GRACE_SECS)
+        _send(answers, _answer(find, *task))
+        signal.alarm(0)
+        del task
 
 
 def _die_with(parent: int) -> None:
@@ -223,11 +229,16 @@ def _pickled(answer: Draft | Exception) -> bytes:
 
 
 def _receive(pipe: BinaryIO) -> Any:
-    """Raises EOFError when the parent has ended."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
+    """Raises EOFError when the parent has ended, be it in the midst of a frame."""
+    (length,) = _LENGTH.unpack(_read(pipe, _LENGTH.size))
+    return pickle.loads(_read(pipe, length))  # noqa: S301 - of our own parent
+
+
+def _read(pipe: BinaryIO, size: int) -> bytes:
+    found = pipe.read(size)
+    if len(found) < size:
         raise EOFError
-    return pickle.loads(pipe.read(*_LENGTH.unpack(head)))  # noqa: S301 - of our own parent
+    return found
 
 
 def _send(pipe: BinaryIO, frame: bytes) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -237,6 +239,39 @@ def test_they_end_with_their_parent_however_it_ends(kind: str) -> None:
 
         # then
         asyncio.run(until_gone(worker))
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"half", struct.pack(">Q", 1000), struct.pack(">Q", 1000) + b"\x80\x05half of it"]
+)
+@pytest.mark.parametrize("set_up", [False, True])
+def test_one_whose_parent_ends_in_the_middle_of_a_word_ends_in_silence(set_up: bool, said: bytes) -> None:
+    if set_up:
+        frame = pickle.dumps((os.getpid(), normalizer, 30, 1 << 29))
+        said = struct.pack(">Q", len(frame)) + frame + said
+
+    child = subprocess.run(
+        [sys.executable, "-c", "from gateway.workers import serve; serve()"], input=said, capture_output=True
+    )
+
+    assert (child.returncode, child.stderr) == (0, b"")
+
+
+def test_one_whose_parent_is_gone_before_it_is_ready_ends_in_silence() -> None:
+    frame = pickle.dumps((os.getpid(), normalizer, 30, 1 << 29))
+    program = "from gateway.workers import serve; serve()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+
+        child.stdout.close()
+        child.stdin.write(struct.pack(">Q", len(frame)) + frame)
+        child.stdin.close()
+
+        assert (child.stderr.read(), child.wait()) == (b"", 0)
 
 
 def test_a_terminals_interrupt_is_for_the_parent() -> None:

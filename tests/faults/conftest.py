@@ -37,15 +37,15 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 async def start_rig(request: pytest.FixtureRequest) -> AsyncIterator[StartRig]:
-    """`await start_rig(seed, disk_kind, stream={…})`: everything runs, and the clients post."""
+    """`await start_rig(seed, disk_kind, after="seen", stream={…})`: everything runs, and the clients post."""
     failed_before = request.session.testsfailed
     folder = Path(tempfile.mkdtemp(prefix="huiru-faults-"))
     rigs: list[Rig] = []
     disks: list[disk.Disk] = []
 
-    async def start(seed: int, disk_kind: disk.DiskKind | None = None, **sections: Any) -> Rig:
+    async def start(seed: int, disk_kind: disk.DiskKind | None = None, *, after: str = "", **sections: Any) -> Rig:
         disks.extend([disk_kind(folder / "state")] if disk_kind else [])
-        rigs.append(Rig(folder, seed, *disks))
+        rigs.append(Rig(folder, seed, disks[0] if disks else None, after))
         await rigs[-1].start(**sections)
         return rigs[-1]
 

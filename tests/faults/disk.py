@@ -31,7 +31,7 @@ class Disk(Protocol):
 
 
 class Tmpfs:
-    """A file system of 32 MiB mounted on the folder."""
+    """A file system of 64 MiB mounted on the folder."""
 
     preexec = None
 
@@ -39,7 +39,7 @@ class Tmpfs:
         self._folder = folder
         self._ballast = folder / "ballast"
         folder.mkdir(parents=True)
-        _mount(folder, "32m")
+        _mount(folder, "64m")
 
     def fill(self, pid: int) -> None:
         with self._ballast.open("wb", buffering=0) as file:

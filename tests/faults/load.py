@@ -17,7 +17,7 @@ _RETRY_SECS = (0.02, 0.3)
 _LONGEST_PAUSE_SECS = 0.15
 _BURST = 6
 _HEADERS = {"Accept": "application/json"}
-_WORDS = (
+WORDS = (
     "打印机坏了",
     "请尽快回复",
     "order 7788",
@@ -42,7 +42,7 @@ class Sent:
     files: tuple[bytes, ...] = ()
     conflicts_with: str | None = None  # the id of a message that was sent before under the same idempotency key
     bodies: set[str] = field(default_factory=set)  # SHA-256 of every body that went out for it
-    id: str | None = None  # as acknowledged
+    id: str | None = None  # as acknowledged; of a mail the beginning, "" when that was not told
 
     @property
     def token(self) -> str:
@@ -62,12 +62,20 @@ class Record:
     refused: Counter[int] = field(default_factory=Counter)  # status -> requests told to come again
     wrong: list[str] = field(default_factory=list)  # answers that must not be
 
+    def acknowledge(self, message: Sent, id_: str = "") -> None:
+        if message.id is None:
+            self.acknowledged.append(message)
+        elif message.id and id_ and message.id != id_:
+            self.wrong.append(f"{message.key} was acknowledged as {message.id} and then as {id_}")
+        message.id = message.id or id_
+
 
 class Load:
     """`workers` clients, each with bursts of messages and pauses, on the channels of `CHANNELS`."""
 
-    def __init__(self, base_url: str, rng: Random, *, workers: int = 6) -> None:
-        self.record = Record()
+    def __init__(self, base_url: str, rng: Random, record: Record, *, workers: int = 6) -> None:
+        self._record = record
+        self._old: list[Sent] = []  # acknowledged
         self._base_url = base_url
         self._rng = rng
         self._workers = workers
@@ -84,11 +92,10 @@ class Load:
         self._stopping.clear()
         self._tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
 
-    async def finish(self, seconds: float) -> None:
+    async def finish(self) -> None:
         """No new messages; returns when every one that is not given up has been acknowledged."""
         self._stopping.set()
-        async with asyncio.timeout(seconds):
-            await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks)
         await self.stop()
 
     async def stop(self) -> None:
@@ -105,7 +112,7 @@ class Load:
         async with aiohttp.ClientSession(headers=_HEADERS) as http:
             messages = [self._new() for _ in range(n)]
             for message in messages:
-                assert await self._post(http, message), f"a fresh message was not taken: {self.record.refused}"
+                assert await self._post(http, message), f"a fresh message was not taken: {self._record.refused}"
         return messages
 
     async def _work(self) -> None:
@@ -119,7 +126,7 @@ class Load:
         return [self._next() for _ in range(self._rng.randint(1, _BURST))]
 
     def _next(self) -> Sent:
-        old = self.record.acknowledged
+        old = self._old
         chance = self._rng.random()
         if old and chance < 0.08:  # a client that is not sure, or somebody who clicks twice
             return self._rng.choice(old)
@@ -135,10 +142,10 @@ class Load:
         channel = conflicts_with.channel if conflicts_with else self._rng.choice(list(CHANNELS))
         shape = self._rng.random()
         words = 8_000 if shape < 0.08 else self._rng.randint(1, 60)
-        text = " ".join([f"{self._run}:{number}", *self._rng.choices(_WORDS, k=words)])
+        text = " ".join([f"{self._run}:{number}", *self._rng.choices(WORDS, k=words)])
         files = tuple(self._file() for _ in range(self._rng.randint(1, 3))) if shape > 0.9 else ()
         message = Sent(key, channel, text, files, conflicts_with.id if conflicts_with else None)
-        self.record.sent.append(message)
+        self._record.sent.append(message)
         return message
 
     def _file(self) -> bytes:
@@ -159,28 +166,22 @@ class Load:
             async with http.post(f"{self._base_url}/c/{message.channel}", data=body, headers=headers) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError):
-            self.record.unanswered[message.channel] += 1
+            self._record.unanswered[message.channel] += 1
             return False
         return self._note(message, response.status, answer)
 
     def _note(self, message: Sent, status: int, answer: bytes) -> bool:
-        record = self.record
+        record = self._record
         if status in (200, 202):
             record.yes[message.channel] += 1
             record.again[message.channel] += status == 200
-            self._acknowledge(message, orjson.loads(answer)["id"])
+            self._old += [message] if message.id is None else []
+            record.acknowledge(message, orjson.loads(answer)["id"])
             return True
         record.refused[status] += 1
         if status not in (408, 503):  # what a client in this harness may ever be told
             record.wrong.append(f"{message.key} on {message.channel} was answered {status}: {answer[:300]!r}")
         return False
-
-    def _acknowledge(self, message: Sent, id_: str) -> None:
-        if message.id is None:
-            message.id = id_
-            self.record.acknowledged.append(message)
-        elif message.id != id_:
-            self.record.wrong.append(f"{message.key} was acknowledged as {message.id} and then as {id_}")
 
 
 # Requests

@@ -1,6 +1,7 @@
 """A TCP proxy that treats what passes as a bad network does: it delays, cuts, and eats answers."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,17 +19,18 @@ class Proxy:
     """Stands before `port_behind` of loopback.
 
     `trouble` is the chance of a mishap for each piece of data. `appetite` is the chance, for each request that contains
-    `prey`, that it is obeyed and its answer eaten.
+    `prey`, a regular expression, that it is obeyed and its answer eaten.
     """
 
-    def __init__(self, port_behind: int, rng: Random, prey: bytes = b"") -> None:
+    def __init__(self, port_behind: int, rng: Random, prey: bytes) -> None:
         self.port = 0
         self.trouble = 0.0
         self.appetite = 0.0
         self.mishaps: Counter[str] = Counter()
+        self.passed = asyncio.Event()  # set whenever a request with `prey` goes through
         self._port_behind = port_behind
         self._rng = rng
-        self._prey = prey
+        self._prey = re.compile(prey)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -95,11 +97,14 @@ class Proxy:
                 return
 
     def _fate_of_request(self, data: bytes, doomed: asyncio.Event) -> str:
-        if self._prey in data and self._rng.random() < self.appetite:
-            doomed.set()
-            self.mishaps["eat"] += 1
-            return ""
-        return self._mishap()
+        if not self._prey.search(data):
+            return self._mishap()
+        self.passed.set()
+        if self._rng.random() >= self.appetite:
+            return self._mishap()
+        doomed.set()
+        self.mishaps["eat"] += 1
+        return ""
 
     def _mishap(self) -> str:
         if self._rng.random() >= self.trouble:

@@ -19,7 +19,8 @@ async def test_a_daemon_killed_at_any_moment(start_rig: StartRig, seed: int, sto
     while rig.kills < kills:
         await rig.pause(0, 0.6)
         await mishap_of_redis(rig)
-        await rig.pause(0, 0.3)
+        await mishap_of_dovecot(rig)
+        await (rig.pause_until_work() if rig.rng.random() < 0.7 else rig.pause(0, 0.3))
         await rig.kill_daemon()
         await rig.start_daemon(ready=rig.rng.random() < 0.8)  # some are killed while they start
 
@@ -42,6 +43,19 @@ async def mishap_of_redis(rig: Rig) -> None:
         await rig.cut_redis()
     elif chance < 0.3:
         await rig.redis.freeze(rig.rng.uniform(0, 1.5))
+
+
+async def mishap_of_dovecot(rig: Rig) -> None:
+    """Mostly none."""
+    chance = rig.rng.random()
+    if chance < 0.1:
+        await rig.mailbox.kill_server()
+        await rig.pause(0, 0.3)
+        await rig.mailbox.start_server()
+    elif chance < 0.15:
+        await rig.mailbox.number_anew()
+    elif chance < 0.2:
+        await rig.mailbox.freeze(rig.rng.uniform(0, 1.5))
 
 
 async def test_a_redis_that_is_killed(start_rig: StartRig, seed: int) -> None:
@@ -104,7 +118,7 @@ async def test_wires_that_eat_answers(start_rig: StartRig, seed: int) -> None:
 
     rig.spoil_wires(trouble=0.03, appetite=0.2)
     await rig.pause(2, 3)
-    await rig.until(lambda: min(rig.wire.mishaps["eat"], rig.redis_wire.mishaps["eat"]) > 3)
+    await rig.until(lambda: min(wire.mishaps["eat"] for wire in rig.wires.values()) > 3)
 
     await rig.verdict()
 
@@ -118,6 +132,33 @@ async def test_a_redis_that_freezes(start_rig: StartRig, seed: int) -> None:
 
     await rig.verdict()
     assert rig.daemon.events("redis.down")
+
+
+async def test_a_mailbox_whose_server_is_killed_and_frozen(start_rig: StartRig, seed: int) -> None:
+    rig = await start_rig(seed)
+
+    for seconds in (0.5, 3):
+        await rig.pause(0.2, 0.8)
+        await rig.mailbox.kill_server()
+        await rig.pause(0, 1)
+        await rig.mailbox.start_server()
+        await rig.until_more_is_read()
+        await rig.mailbox.freeze(seconds)
+
+    await rig.verdict()
+
+
+async def test_a_mailbox_that_is_numbered_anew(start_rig: StartRig, seed: int) -> None:
+    rig = await start_rig(seed, after="seen")
+    rig.spoil_wires(trouble=0.02, appetite=0)
+
+    for _ in range(2):
+        await rig.until_more_is_read()
+        await rig.mailbox.number_anew()
+    await rig.until_more_is_read()
+
+    await rig.verdict()
+    assert rig.daemon.events("imap.uidvalidity_changed")
 
 
 async def test_a_full_disk(start_rig: StartRig, seed: int, disk_kind: DiskKind) -> None:
