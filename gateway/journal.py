@@ -35,6 +35,7 @@ BATCH = 512
 _ENOUGH, _MOST_TURNS = 32, 4  # asks, turns of the event loop: how long a batch gathers
 _REOPEN_SECS = 5.0  # between two tries to replace a damaged database
 _CHECKED_PAGES = 65_536  # 256 MiB
+_CHECKPOINT_PAGES = 200  # 800 KiB of log: whoever is in that commit waits for the checkpoint too, so it is a short one
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SYNC_FAILED = {sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC}
 _NO_SPACE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE}
@@ -343,6 +344,7 @@ def connect(path: Path, schema: str) -> sqlite3.Connection:
             db.execute("PRAGMA auto_vacuum=INCREMENTAL")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         db.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         pages = db.execute("PRAGMA page_count").fetchone()[0]
         # Damage in a larger file is met, and dealt with, when it is read: a start must not take minutes.

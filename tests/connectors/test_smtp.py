@@ -889,7 +889,7 @@ async def test_a_stop_does_not_wait_for_a_second_word() -> None:
 
 async def test_a_port_in_use_fails_the_run() -> None:
     async with serving() as served:
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(Unavailable, match="in use"):
             async with serving(listen=f"127.0.0.1:{served.port}"):
                 pass
 
