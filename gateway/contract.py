@@ -21,8 +21,8 @@ import orjson
 from multidict import MultiMapping
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.envelope import Message
-from gateway.errors import HuiruError, Unavailable, problem, wire_error
+from gateway.envelope import Identity, Message
+from gateway.errors import HuiruError, Rejected, Unavailable, problem, wire_error
 
 
 class Settings(BaseModel):
@@ -176,11 +176,40 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something that a message refers to, and that its channel can fetch: see Connector.fetch.
+
+    `what` names it in an omission: `image`, `voice`, `recording`, `profile`. `source` is the channel's own: a media id,
+    an address. `filename` and `content_type` are what the message says of a file, where the server does not.
+    """
+
+    what: str
+    source: str
+    filename: str = ""
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a channel's server knows of a sender. It fills what the message leaves open."""
+
+    name: str | None = None
+    identities: tuple[Identity, ...] = ()
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """What a normalizer makes: the message, and the files it carries."""
+    """What a normalizer makes: the message, the files it carries, and what of it has to be fetched.
+
+    `updates` is the native id of an earlier message of this channel: then this is no ticket but an addition to that
+    one, an event of the type `huiru.message.update.v1`.
+    """
 
     message: Message
     parts: tuple[Part, ...] = ()
+    wanted: tuple[Wanted, ...] = ()
+    updates: str | None = None
 
 
 class Normalizer(Protocol):
@@ -256,6 +285,102 @@ class Sole(Lease, Hold):
     async def memorise(self, values: Mapping[str, str], /) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """An answer of a server that we asked. `url` is where it came from, behind redirects."""
+
+    status: int
+    headers: MultiMapping[str]  # names in any case
+    content: bytes
+    url: str
+
+
+class Http(Protocol):
+    """Asks a server, within the limits of the settings `media`.
+
+    Addresses that are not public are refused, also behind a name or a redirect, unless `trusted` says that the address
+    is the operator's own: then no redirect is followed. `headers` go to the first server alone.
+    """
+
+    async def __call__(
+        self,
+        url: str,
+        *,
+        method: Literal["GET", "POST"] = "GET",
+        headers: Mapping[str, str] = {},
+        body: bytes = b"",
+        trusted: bool = False,
+        timeout_secs: float | None = None,
+    ) -> HttpResponse:
+        """Whatever the status. Raises Rejected("forbidden" or "too_large"), and Unavailable when there is no answer."""
+
+
+class Shared(Protocol):
+    """What all gateways at one stream share, in Redis, for a time. Everything raises Unavailable, and soon.
+
+    Who names a key begins it with the account it belongs to.
+    """
+
+    async def get(self, key: str, /) -> str | None: ...
+
+    async def put(self, key: str, value: str, /, *, ttl_secs: float) -> None: ...
+
+    async def claim(self, key: str, value: str, /, *, ttl_secs: float) -> str:
+        """Sets the key if it is free, in one step; returns what it holds: `value`, or another's."""
+
+    async def merge(self, key: str, values: Mapping[str, str], /, *, ttl_secs: float) -> dict[str, str]:
+        """Adds to a hash, renews its time, and returns all of it, in one step."""
+
+    async def delete(self, key: str, /) -> None: ...
+
+
+class Apart(Shared):
+    """Of a connector that shares nothing: one that is made only to be probed. Ends with the process."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
+
+    async def get(self, key: str, /) -> str | None:
+        return self._values.get(key)
+
+    async def put(self, key: str, value: str, /, *, ttl_secs: float) -> None:
+        self._values[key] = value
+
+    async def claim(self, key: str, value: str, /, *, ttl_secs: float) -> str:
+        return self._values.setdefault(key, value)
+
+    async def merge(self, key: str, values: Mapping[str, str], /, *, ttl_secs: float) -> dict[str, str]:
+        self._hashes[key] = self._hashes.get(key, {}) | dict(values)
+        return dict(self._hashes[key])
+
+    async def delete(self, key: str, /) -> None:
+        self._values.pop(key, None)
+        self._hashes.pop(key, None)
+
+
+class Uploads(Protocol):
+    """Files that come before the message they belong to. They are kept as long as attachments are."""
+
+    async def keep(self, content: bytes, /) -> str:
+        """The hex SHA-256, once it is stored. Raises Unavailable."""
+
+    async def get(self, digest: str, /) -> bytes:
+        """Raises Rejected("gone") when it is no longer kept, and Unavailable."""
+
+
+class _NoUploads(Uploads):
+    async def keep(self, content: bytes, /) -> str:
+        raise Unavailable(reason="there is no store")
+
+    async def get(self, digest: str, /) -> bytes:
+        raise Unavailable(reason="there is no store")
+
+
+async def _no_http(url: str, **_: Any) -> HttpResponse:
+    raise Unavailable(reason="there is no network")
+
+
 def _scratch() -> Path:
     descriptor, path = tempfile.mkstemp(prefix="huiru-")
     os.close(descriptor)
@@ -277,11 +402,17 @@ class Context:
     memory: Memory = field(default_factory=Briefly)
     lease: Lease = field(default_factory=Sole)
     scratch: Callable[[], Path] = _scratch
+    shared: Shared = field(default_factory=Apart)
+    http: Http = _no_http
+    uploads: Uploads = field(default_factory=_NoUploads)
 
 
 @dataclass(slots=True)
 class Request:
-    """An HTTP request to `/c/<channel><path>`. `remote`: the client behind trusted proxies; `url`: the public one."""
+    """An HTTP request to `/c/<channel><path>`. `remote`: the client behind trusted proxies; `url`: the public one.
+
+    `notes` are the connector's own, from one of its methods to the next.
+    """
 
     method: str
     path: str
@@ -290,6 +421,7 @@ class Request:
     headers: MultiMapping[str]  # names in any case
     remote: str
     body: Body = b""
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def content_type(self) -> str:
@@ -299,12 +431,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer."""
+    """An HTTP answer.
+
+    `ignored` has a code for each thing that was understood, and is no message by the channel's settings: it is counted.
+    """
 
     status: int = 200
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
 
 
 def json_reply(document: object, status: int = 200, **headers: str) -> Reply:
@@ -346,6 +482,14 @@ class Connector(ABC):
     def missing(self) -> int | None:
         """How many messages the channel's server holds that should have been accepted and were not; None: not known."""
         return None
+
+    async def fetch(self, wanted: Wanted) -> Part | Profile:
+        """What a message of this channel refers to, from the channel's server.
+
+        Raises Rejected when it can never be had: its public text goes into the ticket's `omissions`. Anything else that
+        is raised means another try, later.
+        """
+        raise Rejected("not_found", "this channel fetches nothing")
 
     async def probe(self) -> None:  # noqa: B027 - a channel that only listens has nothing to reach
         """Tests the channel's credentials and its server without consuming a message; raises what is wrong."""

@@ -11,6 +11,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 TYPE = "huiru.message.v1"
+UPDATE_TYPE = "huiru.message.update.v1"
 DATA_SCHEMA = "urn:huiru:message:v1"
 
 
@@ -181,6 +182,13 @@ class Raw(Model):
     url: str = Field(description="signed; answers as long as the spool keeps the bytes")
 
 
+class Updated(Model):
+    """The ticket that an update belongs to."""
+
+    id: str
+    reference: str
+
+
 class Ticket(Message):
     """The `data` of the event."""
 
@@ -192,6 +200,9 @@ class Ticket(Message):
     attachments: tuple[Attachment, ...] = ()
     conflict_with: str | None = Field(
         default=None, description="the id of an earlier message that had the same native id and other content"
+    )
+    updates: Updated | None = Field(
+        default=None, description="in an event of the type `huiru.message.update.v1`: the ticket it adds to"
     )
     raw: Raw
 
