@@ -417,6 +417,13 @@ async def test_a_retry_goes_through(make: Callable[..., Account]) -> None:
     assert (await one.verify(first)).plain == (await one.verify(again)).plain == TEXT
 
 
+async def test_a_retry_that_is_encrypted_anew_goes_through() -> None:
+    one = account()
+    first, again = (PEER.sealed(PEER.encrypt(TEXT, random=random)) for random in (b"a" * 16, b"b" * 16))
+
+    assert (await one.verify(first)).plain == (await one.verify(again)).plain == TEXT
+
+
 @MODES
 async def test_another_body_under_a_nonce_is_refused(make: Callable[..., Account]) -> None:
     one, (first, other) = make(), pushes(make, TEXT, FORGED)
