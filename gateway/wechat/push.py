@@ -99,7 +99,7 @@ class Account:
         self._demand_signature(request, "msg_signature", timestamp, nonce, encrypted)
         self._demand_fresh(timestamp)
         plain, key = self._decrypt(encrypted)
-        # The plain bytes: a retry may be encrypted anew. Only here: the signature covers what it is about.
+        # By the plain bytes: a retry may be encrypted anew. In this process alone: only WeChat can sign another body.
         await self._demand_unused(timestamp, nonce, plain, everywhere=False)
         try:
             return Push(read(plain), plain, form, True, key)
