@@ -1,1 +1,1 @@
-"""WeChat, for the official account and the mini-program: what it pushes to us, and what we ask its server."""
+"""WeChat's message push and its API: what the channels of official accounts and mini-programs share."""
