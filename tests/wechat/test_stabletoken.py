@@ -157,6 +157,37 @@ async def test_without_redis_a_process_has_a_token_of_its_own(
     assert wechat.times(STABLE_TOKEN) == 2
 
 
+async def test_without_redis_many_callers_cause_one_question(
+    wechat: WeChatServer, make_api: Callable[..., Api]
+) -> None:
+    api = make_api(Away())
+
+    tokens = await asyncio.gather(*(api.token() for _ in range(20)))
+
+    assert len(set(tokens)) == wechat.times(STABLE_TOKEN) == 1
+
+
+async def test_a_token_that_came_while_the_claim_was_taken_is_used(
+    wechat: WeChatServer, make_api: Callable[..., Api]
+) -> None:
+    shared = Apart()
+    other = make_api(shared)
+
+    class Late(Apart):
+        """The other process is done between our look and our claim."""
+
+        get = shared.get
+
+        async def claim(self, key: str, value: str, /, *, ttl_secs: float) -> str:
+            theirs.append(await other.token())
+            return await shared.claim(key, value, ttl_secs=ttl_secs)
+
+    theirs: list[str] = []
+
+    assert await make_api(Late()).token() == theirs[0]
+    assert wechat.times(STABLE_TOKEN) == 1
+
+
 @pytest.mark.parametrize("stored", ["", "nonsense", "[]", '["t"]', '["t", "x", null]', "[1, [], {}]", "7"])
 async def test_what_is_no_token_in_redis_is_not_used(api: Api, make_api: Callable[..., Api], stored: str) -> None:
     shared = Apart()
@@ -232,6 +263,24 @@ async def test_another_token_is_forced_when_the_platform_gives_a_bad_one_again(w
 
     forced = [asked.document["force_refresh"] for asked in wechat.asked if asked.path == STABLE_TOKEN]
     assert forced == [False, False, True]
+
+
+async def test_a_refused_token_that_stays_in_redis_is_not_taken_from_there(
+    wechat: WeChatServer, make_api: Callable[..., Api]
+) -> None:
+    class Stubborn(Apart):
+        async def delete(self, key: str, /) -> None:
+            if not key.endswith(":token"):
+                await super().delete(key)
+
+    wechat.users[OPENID] = {}
+    api = make_api(Stubborn())
+    await api.token()
+    wechat.reset()
+
+    await api.user(OPENID)
+
+    assert [asked.document["force_refresh"] for asked in wechat.asked if asked.path == STABLE_TOKEN] == [False, False]
 
 
 async def test_a_token_is_forced_no_more_often_than_the_vendor_allows(
