@@ -13,7 +13,7 @@ from gateway.contract import Http, HttpResponse
 from gateway.errors import HuiruError, Rejected, Unavailable
 from gateway.text import one_line
 
-TIMEOUT_SECS = 10.0
+TIMEOUT_SECS = 10.0  # for a document; a file has the time of the settings
 _MAX_DOCUMENT_BYTES = 1 << 16
 _MAX_SAID_CHARS = 300
 _HIDDEN = "[hidden]"
@@ -42,16 +42,19 @@ class Server:
         self._secret = secret
 
     async def ask(self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None = None) -> Answer:
-        """POST with a document, GET without. Raises Unavailable."""
+        """What is answered with a document: POST with one, GET without. Raises Unavailable."""
         try:
-            return await self._sent(path, query, document)
+            answer = await self._sent(path, query, document, TIMEOUT_SECS)
         except Rejected as error:  # the operator can set the address right
             raise Unavailable(reason=error.reason) from None
+        if not answer.document:
+            raise Unavailable(reason="WeChat's server answers with something else than an object in JSON")
+        return answer
 
     async def fetch(self, path: str, query: Mapping[str, str]) -> Answer:
         """What may be a file. Raises Rejected("too_large"), and Unavailable."""
         try:
-            return await self._sent(path, query, None)
+            return await self._sent(path, query, None, None)
         except Rejected as error:
             if error.code == "too_large":
                 raise
@@ -65,7 +68,9 @@ class Server:
             failure = _without(error, (self._secret, url))
         raise failure
 
-    async def _sent(self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None) -> Answer:
+    async def _sent(
+        self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None, timeout_secs: float | None
+    ) -> Answer:
         secrets = (self._secret, *query.values(), *_texts(document or {}))
         try:
             response = await self._http(
@@ -74,7 +79,7 @@ class Server:
                 headers={} if document is None else _JSON,
                 body=b"" if document is None else orjson.dumps(document),
                 trusted=True,
-                timeout_secs=TIMEOUT_SECS,
+                timeout_secs=timeout_secs,
             )
         except Exception as error:
             failure = _without(error, secrets)
@@ -88,7 +93,7 @@ def _answer(response: HttpResponse, secrets: Iterable[str]) -> Answer:
         raise Unavailable(reason=f"WeChat's server answers with HTTP status {response.status}")
     document = json_object(response.content)
     code = document.get("errcode", 0)
-    message = _hidden(str(document.get("errmsg", ""))[: 4 * _MAX_SAID_CHARS], secrets)
+    message = _hidden(str(document.get("errmsg", "")), secrets)
     if type(code) is not int:
         raise Unavailable(reason="WeChat's server answers with an errcode that is no number")
     return Answer(response.content, response.headers, document, code, message)
@@ -108,7 +113,7 @@ def json_object(content: bytes) -> Mapping[str, Any]:
 def _without(error: Exception, secrets: Iterable[str]) -> HuiruError:
     """The same error, as far as it is ours, and its words without secrets."""
     if isinstance(error, Rejected):
-        return Rejected(error.code, reason=_hidden(error.reason, secrets))
+        return Rejected(error.code, _hidden(error.public, secrets), reason=_hidden(error.reason, secrets))
     reason = error.reason if isinstance(error, HuiruError) else type(error).__name__
     code, wait = (error.code, error.retry_after) if isinstance(error, Unavailable) else ("unavailable", 5)
     return Unavailable(code, reason=f"WeChat's server cannot be reached: {_hidden(reason, secrets)}", retry_after=wait)
