@@ -5,19 +5,21 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from gateway import follow, registry
 from gateway.address import Address
-from gateway.contract import ChannelSettings, Connector, Context, WebhookConnector
+from gateway.contract import ChannelSettings, Connector, Context, HttpResponse, WebhookConnector
 from gateway.errors import ConfigError, HuiruError
+from gateway.fetch import Fetcher
 from gateway.outbox import ServerTrouble, connected
 from gateway.publisher import connect
 from gateway.redis_server import find_server
 from gateway.secret import Secrets
-from gateway.settings import GatewaySettings, OutgoingMail, secret_values
+from gateway.settings import GatewaySettings, MediaSettings, OutgoingMail, secret_values
 
 _PROBE_SECS = 30
 _OLDEST_REDIS = (6, 2)
@@ -35,10 +37,20 @@ class Verdict:
 def connectors(settings: GatewaySettings) -> dict[str, Connector]:
     """Every channel's connector, as the daemon would make it. Raises ConfigError."""
     key = Secrets(secrets.token_bytes(32)).key  # nothing is signed here
-    context = Context(settings.name, settings.http.base_url(), key, lambda: datetime.now(UTC))
+    http = partial(_ask, settings.media)
+    context = Context(settings.name, settings.http.base_url(), key, lambda: datetime.now(UTC), http=http)
     return {
         name: registry.connector(channel.type)(name, channel, context) for name, channel in settings.channels.items()
     }
+
+
+async def _ask(settings: MediaSettings, url: str, **request: Any) -> HttpResponse:
+    """Over a connection of its own: a probe asks once or twice, and nobody is told when it is over."""
+    fetcher = Fetcher(settings)
+    try:
+        return await fetcher(url, **request)
+    finally:
+        await fetcher.close()
 
 
 def addresses(settings: GatewaySettings, base_url: str) -> list[tuple[str, str, str]]:

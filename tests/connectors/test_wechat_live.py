@@ -1,7 +1,9 @@
 """The `wechat` channel of a real daemon, from WeChat's push to the stream, with WeChat's server on loopback."""
 
 import asyncio
+import json
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from ruamel.yaml import YAML
 
 from gateway.envelope import Envelope
 from tests.core.redis_process import RedisProcess, servers
-from tests.daemon import Daemon
+from tests.daemon import ROOT, Daemon
 from tests.wechat.peer import AES_KEY, OTHER_AES_KEY, TOKEN, Peer, fields
 from tests.wechatserver import APPID, MEDIA, SECRET, STABLE_TOKEN, USER, WeChatServer
 
@@ -155,6 +157,39 @@ async def test_the_aes_key_is_exchanged_while_it_runs(start: StartDaemon, push: 
     assert references.keys() == {"old", "new"}
     assert references["old"] in told(to_old)
     assert references["new"] in told(to_new, NEW_PEER)
+
+
+async def test_the_probe_finds_what_the_console_would_refuse(
+    make_daemon: Callable[..., Daemon], channel: dict[str, Any], wechat: WeChatServer
+) -> None:
+    daemon = make_daemon({"wechat-main": channel})
+    away = await probed(daemon)
+    await daemon.start()
+    well = await probed(daemon)
+    wechat.is_address_allowed = False
+    barred = await probed(daemon)
+    wechat.is_address_allowed = True
+    daemon.config["channels"]["wechat-main"] = {**channel, "token": "another-token"}
+    other = await probed(daemon)
+
+    assert "huiru has to run" in away["text"]
+    assert well["well"], well
+    assert "IP whitelist" in barred["text"]
+    assert "another token" in other["text"]
+    assert SECRET not in f"{away}{barred}{other}"
+
+
+async def probed(daemon: Daemon) -> dict[str, Any]:
+    """What `huiru check --probe` says of the channel, by the file as it is now."""
+    daemon.write_config()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "check", "--probe", "--json", "--config", str(daemon.config_path)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 30)
+    (verdict,) = [one for one in json.loads(said)["probes"] if one["what"] == "wechat-main"]
+    return dict(verdict)
 
 
 async def test_what_cannot_be_read_is_kept_and_taken(
