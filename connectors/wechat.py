@@ -21,10 +21,11 @@ Source: developers.weixin.qq.com/doc/service/guide/dev/push/ (the push, its even
 import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import structlog
@@ -56,7 +57,6 @@ from gateway.wechat.push import MAX_PUSH_BYTES, SUCCESS, Account, Push
 from gateway.wechat.replies import text_reply
 
 log = structlog.get_logger()
-_T = TypeVar("_T")
 
 ASK_SECS = 1.0  # of the five seconds after which WeChat gives up
 MAX_REPLY_BYTES = 2048
@@ -81,6 +81,15 @@ _EVENTS = {
     *("scancode_push", "scancode_waitmsg", "pic_sysphoto", "pic_photo_or_album", "pic_weixin"),
     *("templatesendjobfinish", "masssendjobfinish", "kf_create_session", "kf_close_session", "kf_switch_session"),
 }
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the gateways know of a sender; a profile that is None is to be asked for. `replies`: tell the reference."""
+
+    source: str
+    profile: Profile | None
+    replies: bool = False
 
 
 # Settings
@@ -160,6 +169,7 @@ class Connector(WebhookConnector):
         super().__init__(name, settings, context)
         self._account = Account(settings, context.shared, context.now)
         self._api = _api(settings, context)
+        self._asks_profiles = self._api is not None and settings.profiles
         self._events = {event.lower(): keys for event, keys in settings.events.items()}
         reply = settings.reply
         self._texts = {language: _compiled(reply, language) for language in ("zh", "en")} if reply else {}
@@ -202,15 +212,14 @@ class Connector(WebhookConnector):
 
     async def _message(self, request: Request, push: Push, scene: str) -> RawMessage:
         native_id = self._native_id(push)
-        source, profile, replies = await asyncio.gather(
-            self._source(push, scene), self._profile(push), self._replies(push, native_id)
-        )
-        if replies:
-            request.notes["language"] = self._language(profile)
+        known = _Known(scene, None if self._asks_profiles else Profile())
+        await _in_time(self._recall(push, native_id, known))
+        if known.replies:
+            request.notes["language"] = self._language(known.profile)
         facts: dict[str, Any] = {"appid": self.settings.appid, "encrypted": push.encrypted}
-        facts |= {"fetch": self._api is not None, "profile": profile and _as_fact(profile)}
-        if source:
-            facts["source"] = source
+        facts |= {"fetch": self._api is not None, "profile": known.profile and _as_fact(known.profile)}
+        if known.source:
+            facts["source"] = known.source
         return RawMessage("wechat", push.plain, native_id, _CONTENT_TYPES[push.form], facts)
 
     def _native_id(self, push: Push) -> str:
@@ -232,22 +241,22 @@ class Connector(WebhookConnector):
         ttl_secs = self.settings.source_hours * 3600
         await _in_time(self.context.shared.put(self._key("source", push), scene, ttl_secs=ttl_secs))
 
-    async def _source(self, push: Push, scene: str) -> str | None:
-        return scene or await _in_time(self.context.shared.get(self._key("source", push)))
+    async def _recall(self, push: Push, native_id: str, known: _Known) -> None:
+        """One question after the other, without a task for each: that would cost more than Redis does."""
+        shared = self.context.shared
+        known.source = known.source or await shared.get(self._key("source", push)) or ""
+        if known.profile is None and self._api is not None:
+            known.profile = await self._api.cached_user(_line(push, "FromUserName"))
+        if self._may_reply(push) and self.settings.reply:
+            ttl_secs = self.settings.reply.every_minutes * 60
+            # Held by this message already when WeChat comes again with it.
+            known.replies = await shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs) == native_id
 
-    async def _profile(self, push: Push) -> Profile | None:
-        """What is known of the sender; None: to be asked for, after the answer."""
-        if self._api is None or not self.settings.profiles:
-            return Profile()
-        return await _in_time(self._api.cached_user(_line(push, "FromUserName")))
-
-    async def _replies(self, push: Push, native_id: str) -> bool:
-        """Whether the customer is told the reference now. Yes also when WeChat comes again with the same message."""
-        reply = self.settings.reply
-        if reply is None or _line(push, "Event") == "unsubscribe" or not _names_both(push):
-            return False
-        key, ttl_secs = self._key("replied", push), reply.every_minutes * 60
-        return await _in_time(self.context.shared.claim(key, native_id, ttl_secs=ttl_secs)) == native_id
+    def _may_reply(self, push: Push) -> bool:
+        """Nobody reads an answer who has left, or whom the push does not name."""
+        return _line(push, "Event") != "unsubscribe" and all(
+            _line(push, name) for name in ("ToUserName", "FromUserName")
+        )
 
     def _key(self, what: str, push: Push) -> str:
         return f"wechat:{self.settings.appid}:{what}:{_line(push, 'FromUserName')}"
@@ -334,10 +343,6 @@ def _sent_at(push: Push) -> datetime:
     return datetime.fromtimestamp(int(seconds) if _SECONDS.fullmatch(seconds) else 0, UTC)
 
 
-def _names_both(push: Push) -> bool:
-    return all(_line(push, name) for name in ("ToUserName", "FromUserName"))
-
-
 def _line(push: Push, name: str) -> str:
     value = push.fields.get(name)
     return one_line(value) if isinstance(value, str) else ""
@@ -365,9 +370,8 @@ def _compiled(reply: PassiveReply, language: str) -> Compiled:
     return environment.from_string(getattr(reply.text, language) or _REPLY[language])
 
 
-async def _in_time(asked: Awaitable[_T]) -> _T | None:
-    try:
+async def _in_time(asked: Awaitable[None]) -> None:
+    """Done, or given up: Redis is away, or slow."""
+    with suppress(Unavailable, TimeoutError):
         async with asyncio.timeout(ASK_SECS):
-            return await asked
-    except (Unavailable, TimeoutError):
-        return None
+            await asked
