@@ -55,17 +55,21 @@ def _texts(given: Any) -> Any:
 
 
 Path = Annotated[str, Field(min_length=1, max_length=200)]
-Paths = Annotated[tuple[Path, ...], BeforeValidator(_several, json_schema_input_type=str | list[str])]
+Paths = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(_several, json_schema_input_type=str | list[str]),
+    Field(description="where it lies: a path, or several, of which the first that says something counts"),
+]
 Values = Annotated[
     tuple[str, ...], BeforeValidator(_texts, json_schema_input_type=str | int | bool | list[str | int | bool])
 ]
-When = dict[Path, Values]
+When = Annotated[dict[Path, Values], Field(description="a condition; none: always")]
 
 
 class EventRule(Settings):
     """What kind of callback it is."""
 
-    then: Kind
+    then: Kind = Field(description="`other` is understood and makes nothing")
     when: When = {}
     id: Paths = Field(
         default=(), description="what tells it from others of its kind and call, all of it; none: nothing"
@@ -75,28 +79,28 @@ class EventRule(Settings):
 class ResultRule(Settings):
     """How the call ended."""
 
-    then: Result
+    then: Result = Field(description="in our words")
     when: When = {}
 
 
 class DirectionRule(Settings):
     """Who called whom."""
 
-    then: Direction
+    then: Direction = Field(description="as the customer's call or ours")
     when: When = {}
 
 
 class HangupRule(Settings):
     """Who hung up."""
 
-    then: Literal["customer", "agent", "system"]
+    then: Literal["customer", "agent", "system"] = Field(description="in our words")
     when: When = {}
 
 
 class RecordingRule(Settings):
     """Where a record has the address of a sound file."""
 
-    kind: Sound = "recording"
+    kind: Sound = Field(default="recording", description="what the file is")
     each: Path | None = Field(
         default=None, description="a list with one recording in each element: a text or an object"
     )
@@ -146,19 +150,21 @@ class SecondLeg(Settings):
 class Answer(Settings):
     """What the vendor is told."""
 
-    status: int = Field(default=200, ge=200, le=599)
-    content_type: str = Field(default="text/plain; charset=utf-8", max_length=100)
+    status: int = Field(default=200, ge=200, le=599, description="of HTTP")
+    content_type: str = Field(
+        default="text/plain; charset=utf-8", max_length=100, description="what the body is sent as"
+    )
     body: str | dict[str, Any] = Field(
         default="",
         description="a mapping is sent as JSON, or as a form where the content type is one; `{reference}` in a text is"
-        " the ticket's reference, empty where no ticket was made",
+        " the ticket's reference, empty where no ticket was made; `{message}` what a failure is",
     )
 
 
 class Fetching(Settings):
     """How recordings are fetched."""
 
-    scheme: Literal["none", "basic", "bearer", "header"] = "none"
+    scheme: Literal["none", "basic", "bearer", "header"] = Field(default="none", description="what the server wants")
     hosts: tuple[str, ...] = Field(
         default=(), description="credentials are sent to these hosts and what is below them, and nowhere else"
     )
@@ -167,13 +173,13 @@ class Fetching(Settings):
 class Preset(Settings):
     """A vendor."""
 
-    name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
+    name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$", description="the vendor's, in small letters")
     formats: tuple[Format, ...] = Field(
         min_length=1,
         description="`query`: the address' parameters; `form`; `json`: an object; `array`: of objects; `xml`;"
         " `wrapped`: JSON or XML in the form value `wrapper`, as it is, URL-encoded or in base64",
     )
-    wrapper: str = Field(default="cdr", min_length=1, max_length=100)
+    wrapper: str = Field(default="cdr", min_length=1, max_length=100, description="the form value of `wrapped`")
     records: Path | None = Field(
         default=None, description="where in an object the list of records lies; null: it is one"
     )
@@ -186,22 +192,22 @@ class Preset(Settings):
     time_formats: tuple[str, ...] = Field(
         default=(), description="of times beyond the usual ones, as strptime has them: `%d.%m.%Y %H:%M`"
     )
-    map: Map
+    map: Map = Field(description="their names for what a report has")
     id_prefixes: tuple[str, ...] = Field(default=(), description="what stands before a call id and is no part of it")
-    events: tuple[EventRule, ...] = Field(min_length=1)
-    results: tuple[ResultRule, ...] = ()
-    directions: tuple[DirectionRule, ...] = ()
-    hangups: tuple[HangupRule, ...] = ()
-    second_leg: SecondLeg | None = None
-    recordings: tuple[RecordingRule, ...] = ()
-    fetching: Fetching = Fetching()
+    events: tuple[EventRule, ...] = Field(min_length=1, description="which kinds of callback there are")
+    results: tuple[ResultRule, ...] = Field(default=(), description="how calls end")
+    directions: tuple[DirectionRule, ...] = Field(default=(), description="who called whom")
+    hangups: tuple[HangupRule, ...] = Field(default=(), description="who hung up; what none knows stays as it came")
+    second_leg: SecondLeg | None = Field(default=None, description="which records are of the leg to an agent")
+    recordings: tuple[RecordingRule, ...] = Field(default=(), description="where sound files are named")
+    fetching: Fetching = Field(default=Fetching(), description="how recordings are fetched")
     fields: dict[str, Paths] = Field(default={}, description="our name -> their path, for the ticket's `fields`")
     spread: Paths = Field(default=(), description="objects, or objects as JSON text, whose members become fields")
     rest: bool = Field(default=False, description="what nothing else reads becomes a field by its own name")
     authentication: Scheme | None = Field(
         default=None, description="what the vendor offers, where the channel does not say; null: the channel must say"
     )
-    success: Answer = Answer()
+    success: Answer = Field(default=Answer(), description="when everything is durable")
     failure: Answer = Field(default=Answer(status=503), description="what makes the vendor try again")
 
     @field_validator("zone")

@@ -325,7 +325,7 @@ _PLAIN: Mapping[str, Callable[[Any, Request], bool]] = {
 
 def _signed(scheme: Hmac, request: Request) -> bytes:
     body = body_of(request)
-    address = urlsplit_of(request.url)
+    address = _split(request.url)
     values = {
         "body": body,
         "body_sha256": sha256(body).hexdigest().encode(),
@@ -355,7 +355,7 @@ def _pieces(template: str, values: Mapping[str, bytes], request: Request) -> Ite
 def _is_twilio(scheme: Twilio, request: Request) -> bool:
     secret, algorithm = _twilio_key(scheme, request.headers.get(TWILIO_SETTINGS, ""))
     given = _bytes(request.headers.get(TWILIO_SIGNATURE, ""))
-    body, address, parameters = body_of(request), urlsplit_of(request.url), b""
+    body, address, parameters = body_of(request), _split(request.url), b""
     if request.content_type == formdata.URLENCODED:
         if len(body) > _MAX_FORM_BYTES:
             raise Rejected("too_large", f"a form may have {_MAX_FORM_BYTES} bytes")
@@ -411,7 +411,7 @@ def _with_and_without_port(url: str, address: SplitResult) -> list[str]:
     return [f"{address.scheme}://{netloc}{rest}" for netloc in (name, f"{name}:{port or default}")]
 
 
-def urlsplit_of(url: str) -> SplitResult:
+def _split(url: str) -> SplitResult:
     """Raises Rejected("malformed") for what is no address: a bracket out of place is enough."""
     try:
         return urlsplit(url)
