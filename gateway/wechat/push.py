@@ -109,6 +109,8 @@ class Account:
         self._demand_signature(request, "signature", timestamp, nonce)
         self._demand_fresh(timestamp)
         form, fields = form_of(body), read(body)  # nothing proves who wrote it: what cannot be read is not kept
+        if "Encrypt" in fields and "MsgType" not in fields:
+            raise Rejected("forbidden", "the body is encrypted, and this channel has no aes_key")
         await self._demand_unused(timestamp, nonce, body, everywhere=True)
         return Push(fields, body, form, False)
 
@@ -148,12 +150,13 @@ class Account:
         await self._nonces.claim(f"{timestamp}:{nonce}", digest, ttl_secs, everywhere=everywhere)
 
     def _decrypt(self, encrypted: str) -> tuple[bytes, int]:
-        for number, key in enumerate(self._keys[:-1]):
+        reasons = []
+        for number, key in enumerate(self._keys):
             try:
                 return key.decrypt(encrypted), number
-            except Rejected:
-                continue
-        return self._keys[-1].decrypt(encrypted), len(self._keys) - 1
+            except Rejected as error:
+                reasons.append(error.reason)
+        raise Rejected("forbidden", "this cannot be decrypted for this account", reason="; ".join(reasons))
 
 
 def seal(message: bytes, form: Form, key: Key, token: str, timestamp: int, nonce: str) -> bytes:

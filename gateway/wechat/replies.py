@@ -21,7 +21,7 @@ def text_reply(fields: Mapping[str, Any], form: Form, text: str, now: datetime) 
     addresses = _addresses(fields)
     if form == "xml":
         return _rendered(TextReply(**_safe(addresses), content=_in_cdata(text), time=int(now.timestamp())))
-    return _document(addresses, "text", now, {"Content": text})
+    return _document(addresses, "text", now, {"Content": without_controls(text)})
 
 
 def transfer_reply(fields: Mapping[str, Any], form: Form, now: datetime) -> bytes:
