@@ -392,10 +392,10 @@ class FileField(BaseField):
         if len(uploads) > self.max_files:
             raise Fault("too_many_files", limit=self.max_files, found=len(uploads))
         for upload in uploads:
-            self._demand_file(upload)
+            self.demand_file(upload)
         return uploads
 
-    def _demand_file(self, upload: Upload) -> None:
+    def demand_file(self, upload: Upload) -> None:
         file = file_name(upload.filename)
         if not upload.size:
             raise Fault("file_empty", file=file)
