@@ -42,11 +42,14 @@ class Server:
         self._secret = secret
 
     async def ask(self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None = None) -> Answer:
-        """POST with a document, GET without. Raises Unavailable."""
+        """What is answered with a document: POST with one, GET without. Raises Unavailable."""
         try:
-            return await self._sent(path, query, document)
+            answer = await self._sent(path, query, document)
         except Rejected as error:  # the operator can set the address right
             raise Unavailable(reason=error.reason) from None
+        if not answer.document:
+            raise Unavailable(reason="WeChat's server answers with something else than an object in JSON")
+        return answer
 
     async def fetch(self, path: str, query: Mapping[str, str]) -> Answer:
         """What may be a file. Raises Rejected("too_large"), and Unavailable."""
@@ -108,7 +111,7 @@ def json_object(content: bytes) -> Mapping[str, Any]:
 def _without(error: Exception, secrets: Iterable[str]) -> HuiruError:
     """The same error, as far as it is ours, and its words without secrets."""
     if isinstance(error, Rejected):
-        return Rejected(error.code, reason=_hidden(error.reason, secrets))
+        return Rejected(error.code, _hidden(error.public, secrets), reason=_hidden(error.reason, secrets))
     reason = error.reason if isinstance(error, HuiruError) else type(error).__name__
     code, wait = (error.code, error.retry_after) if isinstance(error, Unavailable) else ("unavailable", 5)
     return Unavailable(code, reason=f"WeChat's server cannot be reached: {_hidden(reason, secrets)}", retry_after=wait)
