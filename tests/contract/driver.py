@@ -61,6 +61,7 @@ class Driver:
     env: ClassVar[Mapping[str, str]] = {}  # for the `${…}` of the example configuration
     secrets: ClassVar[tuple[str, ...]] = ()  # what the messages carry and no log may show, beside the settings' secrets
     waivers: ClassVar[Mapping[str, str]] = {}
+    kept: ClassVar[frozenset[str]] = frozenset()  # codes of what is proven but unreadable, and so kept, not refused
 
     def __init__(self, type_: str) -> None:
         self.type = type_
@@ -99,6 +100,10 @@ class WebhookDriver(Driver, ABC):
     def malformed(self) -> Call:
         """Well authenticated, and no message."""
         return self.authenticated(replace(self.message("malformed"), body=b"\xff{"))
+
+    def raw(self, call: Call) -> bytes:
+        """The message in a well authenticated call, as it is kept."""
+        return call.body
 
     # What its answers mean. A channel whose vendor wants them otherwise says so here.
 

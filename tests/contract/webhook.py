@@ -56,7 +56,8 @@ async def a_good_message_is_one_ticket(rig: Rig) -> None:
     assert (ticket["id"], ticket["type"], ticket["channel"]) == (event.id, event.type, rig.channel)
     assert (event.subject, ticket["conversation"]) == (data.conversation, data.conversation)
     assert (data.channel.name, data.channel.type) == (rig.channel, driver.type)
-    assert (data.raw.sha256, data.raw.size) == (sha256(call.body).hexdigest(), len(call.body))
+    raw = driver.raw(call)
+    assert (data.raw.sha256, data.raw.size) == (sha256(raw).hexdigest(), len(raw))
     assert event.source == f"/rig/{rig.channel}"
     assert data.native_id
 
