@@ -9,14 +9,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 from aiohttp import web
-from pydantic import BaseModel, SecretStr
 
 from gateway import host, registry, secret
 from gateway.acknowledgement import Acknowledgements
@@ -42,7 +41,7 @@ from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.redis_server import RedisServer
-from gateway.settings import GatewaySettings, load
+from gateway.settings import GatewaySettings, load, secret_values
 from gateway.shared import SharedState
 from gateway.spool import NEWEST, Spool
 from gateway.supervisor import Supervisor
@@ -440,25 +439,6 @@ class _Uploads(Uploads):
 
     async def get(self, digest: str, /) -> bytes:
         return await self._blobs.get(digest)
-
-
-def secret_values(settings: BaseModel) -> Iterator[str]:
-    """Every secret in the settings, for the logs to leave out."""
-    for name in type(settings).model_fields:
-        yield from _secrets_in(getattr(settings, name))
-
-
-def _secrets_in(value: object) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        yield from secret_values(value)
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _secrets_in(member)
-    elif isinstance(value, tuple | list):
-        for member in value:
-            yield from _secrets_in(member)
 
 
 async def _serve(stack: AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """The ticket envelope, version 1: a CloudEvents 1.0 event in the JSON format (github.com/cloudevents/spec).
 
-An event of the type `huiru.message.update.v1` is no ticket: it adds to the one in `data.updates`, which may not be known
-to whoever reads it. It has the same form; what it does not add is empty.
+An event of the type `huiru.message.update.v1` is no ticket: it adds to the one in `data.updates`, which its reader may
+not know. It has the same form; what it does not add is empty.
 
 What stands here is a promise to every consumer. Fields may be added within v1; none is removed or changes its meaning.
 Unknown values are null or absent from lists, never invented. Times are RFC 3339 in UTC.

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     ByteSize,
     Field,
@@ -451,6 +452,25 @@ def locate(path: Path, env: Mapping[str, str]) -> Whereabouts:
     file.data = {key: value for key, value in file.data.items() if key in ours}
     file.faults = [fault for fault in file.faults if not fault.key or fault.key[0] in ours]
     return _validated(Whereabouts, file, path)
+
+
+def secret_values(settings: BaseModel) -> Iterator[str]:
+    """Every secret in the settings, for the logs to leave out."""
+    for name in type(settings).model_fields:
+        yield from _secrets_in(getattr(settings, name))
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        yield from secret_values(value)
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _secrets_in(member)
+    elif isinstance(value, tuple | list):
+        for member in value:
+            yield from _secrets_in(member)
 
 
 def _validated(model: type[Model], file: ConfigFile, path: Path) -> Model:

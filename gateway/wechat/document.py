@@ -6,7 +6,7 @@ and rewrites some events: what it returns is no longer what the customer sent. S
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 from xml.parsers import expat
 
@@ -109,7 +109,7 @@ def _read_json(document: bytes) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:  # deeper than the interpreter goes: it stops in time
         raise _malformed(f"it is no JSON: {type(error).__name__}") from error
-    plain: dict[str, Any] = _plain(found, 1)
+    plain: dict[str, Any] = _plain(found, 1, iter(range(MAX_ELEMENTS)))
     return plain
 
 
@@ -124,16 +124,21 @@ def _refuse_constant(name: str) -> None:
     raise _malformed(f"it is no JSON: {name}")
 
 
-def _plain(value: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise _malformed(f"it has more than {MAX_DEPTH} levels")
+def _plain(value: Any, depth: int, left: Iterator[int]) -> Any:
+    """`left` ends when there have been too many values."""
+    if depth > MAX_DEPTH or next(left, None) is None:
+        raise _malformed(f"it has more than {MAX_ELEMENTS} values, or {MAX_DEPTH} levels")
     if isinstance(value, str):
-        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
+        return _whole(value)
     if isinstance(value, dict):
-        return {_plain(key, depth): _plain(one, depth + 1) for key, one in value.items()}
+        return {_whole(key): _plain(one, depth + 1, left) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one, depth + 1) for one in value]
+        return [_plain(one, depth + 1, left) for one in value]
     return "" if value is None else str(value).lower()
+
+
+def _whole(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _malformed(reason: str) -> Rejected:

@@ -99,7 +99,8 @@ class Account:
         self._demand_signature(request, "msg_signature", timestamp, nonce, encrypted)
         self._demand_fresh(timestamp)
         plain, key = self._decrypt(encrypted)
-        await self._demand_unused(timestamp, nonce, encrypted.encode(), everywhere=False)  # the signature covers it
+        # By the plain bytes: a retry may be encrypted anew. In this process alone: only WeChat can sign another body.
+        await self._demand_unused(timestamp, nonce, plain, everywhere=False)
         try:
             return Push(read(plain), plain, form, True, key)
         except Rejected as error:
@@ -144,9 +145,9 @@ class Account:
         if abs(off) > self._freshness_secs:
             raise Rejected("forbidden", "the timestamp is not of now", reason=f"it is {off:.0f} s behind our clock")
 
-    async def _demand_unused(self, timestamp: str, nonce: str, body: bytes, *, everywhere: bool) -> None:
+    async def _demand_unused(self, timestamp: str, nonce: str, plain: bytes, *, everywhere: bool) -> None:
         ttl_secs = int(timestamp) + self._freshness_secs - self._now().timestamp() + 1
-        digest = sha256(body).hexdigest()
+        digest = sha256(plain).hexdigest()
         await self._nonces.claim(f"{timestamp}:{nonce}", digest, ttl_secs, everywhere=everywhere)
 
     def _decrypt(self, encrypted: str) -> tuple[bytes, int]:

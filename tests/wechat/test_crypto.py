@@ -96,10 +96,10 @@ def test_two_encryptions_of_a_message_differ() -> None:
 
 # What has to be refused. Each is made by WeChat's own key: the signature would let it through.
 
-CONTENT = bytes(16) + (5).to_bytes(4) + b"hello" + APPID.encode()  # 43 bytes, to which 21 are missing
+CONTENT = bytes(16) + (5).to_bytes(4) + b"hello" + APPID.encode()  # 43 bytes: 21 are missing to a whole block
 HOSTILE: dict[str, Callable[[], str]] = {
     "padding 0": lambda: PEER.encrypt_blocks(CONTENT + bytes(21)),
-    "padding 33": lambda: PEER.encrypt_blocks(CONTENT + b"!" * 53),
+    "padding 33": lambda: PEER.encrypt_blocks(bytes(16) + (25).to_bytes(4) + bytes(25) + APPID.encode() + b"!" * 33),
     "padding 255": lambda: PEER.encrypt_blocks(CONTENT + b"\xff" * 21),
     "padding not all the same": lambda: PEER.encrypt_blocks(CONTENT + b"\x14" + b"\x15" * 20),
     "padding alone": lambda: PEER.encrypt_blocks(b"\x20" * 32),

@@ -45,8 +45,10 @@ class Away(Apart):
     def __init__(self, *, hangs: bool) -> None:
         super().__init__()
         self.hangs = hangs
+        self.asked = 0
 
     async def claim(self, key: str, value: str, /, *, ttl_secs: float) -> str:
+        self.asked += 1
         if self.hangs:
             await asyncio.Event().wait()
         raise Unavailable
@@ -415,6 +417,13 @@ async def test_a_retry_goes_through(make: Callable[..., Account]) -> None:
     assert (await one.verify(first)).plain == (await one.verify(again)).plain == TEXT
 
 
+async def test_a_retry_that_is_encrypted_anew_goes_through() -> None:
+    one = account()
+    first, again = (PEER.sealed(PEER.encrypt(TEXT, random=random)) for random in (b"a" * 16, b"b" * 16))
+
+    assert (await one.verify(first)).plain == (await one.verify(again)).plain == TEXT
+
+
 @MODES
 async def test_another_body_under_a_nonce_is_refused(make: Callable[..., Account]) -> None:
     one, (first, other) = make(), pushes(make, TEXT, FORGED)
@@ -452,7 +461,10 @@ async def test_gateways_that_share_redis_share_the_nonces_of_plain_pushes() -> N
 
 
 async def test_redis_is_not_asked_about_what_the_signature_covers() -> None:
-    assert (await account(Away(hangs=True)).verify(PEER.push())).plain == TEXT
+    shared = Away(hangs=False)
+
+    assert (await account(shared).verify(PEER.push())).plain == TEXT
+    assert shared.asked == 0
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -571,6 +583,14 @@ def test_no_text_breaks_out_of_an_answer(text: str, form: str) -> None:
     assert set(said) == {"ToUserName", "FromUserName", "CreateTime", "MsgType", "Content"}
     assert "".join(said["Content"].split()) in "".join(text.split()) or not text.isprintable()
     assert said["ToUserName"] == "oUser01"
+
+
+@pytest.mark.parametrize(("form", "message"), [("xml", TEXT), ("json", JSON)])
+async def test_what_no_document_can_hold_is_left_out_of_an_answer(form: str, message: bytes) -> None:
+    one = account()
+    push = await one.verify(PEER.push(message, form=form))
+
+    assert fields(PEER.read(one.say(push, "您\ud800\x00\x1b\uffff好").body))["Content"] == "您好"
 
 
 async def test_wechatpy_reads_what_the_account_says() -> None:
