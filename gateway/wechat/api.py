@@ -34,6 +34,7 @@ from gateway.wechat.errcodes import (
     NO_PROFILE,
     REMEDIES,
     TOKEN_REMEDIES,
+    UNAUTHORISED,
     Trouble,
     error_of,
 )
@@ -104,8 +105,6 @@ class Api:
         known = await self.cached_user(openid)
         if known is not None:
             return known
-        if not _OPENID.fullmatch(openid):
-            return Profile()
         try:
             profile = _profile((await self._authorised(_USER, {"openid": openid}, refusals=NO_PROFILE)).document)
         except Rejected:
@@ -115,6 +114,8 @@ class Api:
 
     async def cached_user(self, openid: str) -> Profile | None:
         """What `user` found within the last day; None when that is not known. Asks nobody but Redis; raises nothing."""
+        if not _OPENID.fullmatch(openid):
+            return Profile()
         try:
             return _remembered(await self._shared.get(self._key(openid)))
         except Unavailable:
@@ -172,11 +173,11 @@ class Api:
         remedies: Mapping[int, str] = REMEDIES,
     ) -> None:
         """Raises what the answer's code means, and remembers what the operator should know of it."""
-        self._troubles.pop(path, None)
         if not answer.code:
+            self._troubles.pop(path, None)
             return
         error = error_of(answer.code, answer.message, remedies=remedies, refusals=refusals)
-        if isinstance(error, Trouble) or (path == _MEDIA and error.code == "forbidden"):
+        if isinstance(error, Trouble) or (answer.code == UNAUTHORISED and path != _USER):
             self._troubles[path] = error.reason
         raise error
 
@@ -260,4 +261,6 @@ def _number(info: object, appid: str) -> str:
         parsed = phonenumbers.parse(f"+{country}{number}")
     except phonenumbers.NumberParseException:
         raise Rejected("invalid", "WeChat gives no telephone number") from None
+    if not phonenumbers.is_possible_number(parsed):
+        raise Rejected("invalid", "WeChat gives no telephone number")
     return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from gateway.errors import HuiruError, Rejected, Unavailable
 
 _BUSY_SECS, _TROUBLE_SECS, _UNKNOWN_SECS = 2, 300, 60
-_BUSY = -1
+_BUSY, UNAUTHORISED = -1, 48001
 
 # The access token is not good, or no longer: another is asked for. Where the token itself was asked for, 40001 is the
 # secret's fault: see TOKEN_REMEDIES.
@@ -34,18 +34,18 @@ TOKEN_REMEDIES: Mapping[int, str] = {**REMEDIES, 40001: REMEDIES[40125], 41002: 
 # Nobody can do anything: our code, and the public text.
 MEDIA_REFUSALS: Mapping[int, tuple[str, str]] = {
     40007: ("gone", "WeChat no longer has this file"),
-    48001: ("forbidden", "WeChat gives this account no files: it has to be a verified one"),
+    UNAUTHORISED: ("forbidden", "WeChat gives this account no files: it has to be a verified one"),
 }
 CODE_REFUSALS: Mapping[int, tuple[str, str]] = {
     40029: ("unauthenticated", "the code is not valid, or no longer"),
     40163: ("unauthenticated", "the code has been used before"),
     40226: ("forbidden", "WeChat has blocked this user"),
-    48001: ("forbidden", "WeChat does not let this mini-program ask for that"),
+    UNAUTHORISED: ("forbidden", "WeChat does not let this mini-program ask for that"),
 }
 
 # Users of whom WeChat tells nothing, or not to this account. 43004: does not follow it; 46004: does not exist.
 NO_PROFILE: Mapping[int, tuple[str, str]] = dict.fromkeys(
-    (40003, 43004, 46004, 48001, 48004, 50001, 50002), ("not_found", "WeChat tells nothing of this user")
+    (40003, 43004, 46004, UNAUTHORISED, 48004, 50001, 50002), ("not_found", "WeChat tells nothing of this user")
 )
 
 

@@ -13,7 +13,7 @@ from gateway.contract import Http, HttpResponse
 from gateway.errors import HuiruError, Rejected, Unavailable
 from gateway.text import one_line
 
-TIMEOUT_SECS = 10.0
+TIMEOUT_SECS = 10.0  # for a document; a file has the time of the settings
 _MAX_DOCUMENT_BYTES = 1 << 16
 _MAX_SAID_CHARS = 300
 _HIDDEN = "[hidden]"
@@ -44,7 +44,7 @@ class Server:
     async def ask(self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None = None) -> Answer:
         """What is answered with a document: POST with one, GET without. Raises Unavailable."""
         try:
-            answer = await self._sent(path, query, document)
+            answer = await self._sent(path, query, document, TIMEOUT_SECS)
         except Rejected as error:  # the operator can set the address right
             raise Unavailable(reason=error.reason) from None
         if not answer.document:
@@ -54,7 +54,7 @@ class Server:
     async def fetch(self, path: str, query: Mapping[str, str]) -> Answer:
         """What may be a file. Raises Rejected("too_large"), and Unavailable."""
         try:
-            return await self._sent(path, query, None)
+            return await self._sent(path, query, None, None)
         except Rejected as error:
             if error.code == "too_large":
                 raise
@@ -68,7 +68,9 @@ class Server:
             failure = _without(error, (self._secret, url))
         raise failure
 
-    async def _sent(self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None) -> Answer:
+    async def _sent(
+        self, path: str, query: Mapping[str, str], document: Mapping[str, Any] | None, timeout_secs: float | None
+    ) -> Answer:
         secrets = (self._secret, *query.values(), *_texts(document or {}))
         try:
             response = await self._http(
@@ -77,7 +79,7 @@ class Server:
                 headers={} if document is None else _JSON,
                 body=b"" if document is None else orjson.dumps(document),
                 trusted=True,
-                timeout_secs=TIMEOUT_SECS,
+                timeout_secs=timeout_secs,
             )
         except Exception as error:
             failure = _without(error, secrets)
@@ -91,7 +93,7 @@ def _answer(response: HttpResponse, secrets: Iterable[str]) -> Answer:
         raise Unavailable(reason=f"WeChat's server answers with HTTP status {response.status}")
     document = json_object(response.content)
     code = document.get("errcode", 0)
-    message = _hidden(str(document.get("errmsg", ""))[: 4 * _MAX_SAID_CHARS], secrets)
+    message = _hidden(str(document.get("errmsg", "")), secrets)
     if type(code) is not int:
         raise Unavailable(reason="WeChat's server answers with an errcode that is no number")
     return Answer(response.content, response.headers, document, code, message)

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -36,14 +36,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A token; times in seconds since the epoch. No repr: it would show the token."""
+    """A token; times in seconds since the epoch."""
 
-    token: str
+    token: str = field(repr=False)
     renew_at: float
     expires_at: float
-
-    def __repr__(self) -> str:
-        return f"Held(expires_at={self.expires_at})"
 
 
 _NOTHING = Held("", 0, 0)

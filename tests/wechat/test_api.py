@@ -1,369 +1,53 @@
 """What we ask WeChat's server, against a server on loopback that answers like it."""
 
-import asyncio
 import json
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gateway.contract import Apart, HttpResponse, Part, Profile, Shared
+from gateway.contract import Apart, Http, HttpResponse, Part, Profile
 from gateway.envelope import Identity
 from gateway.errors import HuiruError, Rejected, Unavailable
+from gateway.fetch import Fetcher
+from gateway.settings import MediaSettings
 from gateway.wechat.api import Api, Session
 from gateway.wechat.errcodes import CODE_REFUSALS, MEDIA_REFUSALS, NO_PROFILE, QUOTAS, REMEDIES, TOKEN_REMEDIES, Trouble
+from tests.daemon import free_port
+from tests.wechat.asking import MAX_BYTES, OPENID, UNIONID, Away, Clock
 from tests.wechatserver import APPID, MEDIA, PHONE, SECRET, SESSION, STABLE_TOKEN, USER, VIDEO, WeChatServer
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde"
 AMR = b"#!AMR\n" + bytes(range(64))
 MP4 = b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(64)
-OPENID, UNIONID = "oUser01-_abcdefghijklmnopqr", "oUnion_0123456789"
-MAX_BYTES = 1 << 20
+CALLS: dict[str, tuple[str, str]] = {
+    "media": (MEDIA, "the-media-id"),
+    "user": (USER, OPENID),
+    "session": (SESSION, "the-login-code"),
+    "phone": (PHONE, "the-phone-code"),
+}
+_NUMBER = {"purePhoneNumber": "13800138000", "countryCode": 86, "watermark": {"appid": APPID}}
+PHONE_ANSWER = orjson.dumps({"errcode": 0, "phone_info": _NUMBER})
 
 
-class Clock:
-    """Both sides' own time."""
+def talkative(fetch: Http) -> Http:
+    """Whose errors tell all of the question."""
 
-    def __init__(self) -> None:
-        self.seconds = 1_760_000_000.0
-
-    def __call__(self) -> datetime:
-        return datetime.fromtimestamp(self.seconds, UTC)
-
-
-class Away(Shared):
-    """Redis that does not answer."""
-
-    async def get(self, key: str, /) -> str | None:
-        raise Unavailable(reason="Redis is away")
-
-    async def put(self, key: str, value: str, /, *, ttl_secs: float) -> None:
-        raise Unavailable(reason="Redis is away")
-
-    async def claim(self, key: str, value: str, /, *, ttl_secs: float) -> str:
-        raise Unavailable(reason="Redis is away")
-
-    async def merge(self, key: str, values: Mapping[str, str], /, *, ttl_secs: float) -> dict[str, str]:
-        raise Unavailable(reason="Redis is away")
-
-    async def delete(self, key: str, /) -> None:
-        raise Unavailable(reason="Redis is away")
-
-
-class Talkative:
-    """An Http on the open network, whose errors tell all of the address."""
-
-    def __init__(self) -> None:
-        self.session = aiohttp.ClientSession(auto_decompress=False)
-
-    async def __call__(
-        self,
-        url: str,
-        *,
-        method: Literal["GET", "POST"] = "GET",
-        headers: Mapping[str, str] = {},
-        body: bytes = b"",
-        trusted: bool = False,
-        timeout_secs: float | None = None,
-    ) -> HttpResponse:
-        asked = self.session.request(method, url, headers=headers, data=body or None, allow_redirects=not trusted)
+    async def http(url: str, **how: Any) -> HttpResponse:
         try:
-            async with asyncio.timeout(timeout_secs), asked as answer:
-                content = await answer.content.read(MAX_BYTES + 1)
-                while len(content) <= MAX_BYTES and (more := await answer.content.read(MAX_BYTES)):
-                    content += more
-                if len(content) > MAX_BYTES:
-                    raise Rejected("too_large", reason=f"{url} is too large")
-                return HttpResponse(answer.status, CIMultiDict(answer.headers), content, str(answer.url))
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(reason=f"{url}: {error}, {body!r}") from error
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def wechat(clock: Clock) -> AsyncIterator[WeChatServer]:
-    async with WeChatServer(now=lambda: clock.seconds) as server:
-        yield server
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[Talkative]:
-    talkative = Talkative()
-    yield talkative
-    await talkative.session.close()
-
-
-@pytest.fixture
-def make_api(wechat: WeChatServer, http: Talkative, clock: Clock) -> Callable[..., Api]:
-    """Of one gateway process; `shared` is what it has in common with others."""
-
-    def make(shared: Shared | None = None, **changed: str) -> Api:
-        account = {"base_url": wechat.url, "appid": APPID, "secret": SECRET} | changed
-        return Api(http, shared or Apart(), now=clock, **account)
-
-    return make
-
-
-@pytest.fixture
-def api(make_api: Callable[..., Api]) -> Api:
-    return make_api()
-
-
-# The token
-
-
-async def test_the_token_is_asked_for_once_and_kept(wechat: WeChatServer, api: Api) -> None:
-    first, second = await api.token(), await api.token()
-
-    assert first == second
-    assert wechat.asked[0].document == {
-        "grant_type": "client_credential",
-        "appid": APPID,
-        "secret": SECRET,
-        "force_refresh": False,
-    }
-    assert wechat.times(STABLE_TOKEN) == 1
-
-
-async def test_processes_share_a_token(wechat: WeChatServer, make_api: Callable[..., Api]) -> None:
-    shared = Apart()
-    one, other = make_api(shared), make_api(shared)
-
-    assert await one.token() == await other.token()
-
-    assert wechat.times(STABLE_TOKEN) == 1
-
-
-async def test_many_callers_in_many_processes_cause_one_question(
-    wechat: WeChatServer, make_api: Callable[..., Api]
-) -> None:
-    shared = Apart()
-    processes = [make_api(shared) for _ in range(5)]
-
-    tokens = await asyncio.gather(*(process.token() for process in processes for _ in range(20)))
-
-    assert len(set(tokens)) == 1
-    assert wechat.times(STABLE_TOKEN) == 1
-
-
-async def test_a_token_is_renewed_in_the_overlap_and_not_before(wechat: WeChatServer, api: Api, clock: Clock) -> None:
-    first = await api.token()
-
-    clock.seconds += 7200 - 301  # the platform would give the same one
-    assert await api.token() == first
-    clock.seconds += 35
-    assert await api.token() != first
-
-    assert wechat.times(STABLE_TOKEN) == 2
-
-
-async def test_who_has_an_old_token_does_not_wait_for_the_new_one(
-    wechat: WeChatServer, make_api: Callable[..., Api], clock: Clock
-) -> None:
-    shared = Apart()
-    one, other = make_api(shared), make_api(shared)
-    old = await one.token()
-    assert await other.token() == old
-    clock.seconds += 7200 - 200
-    come, go = wechat.hold_once(STABLE_TOKEN)
-    renewing = asyncio.create_task(one.token())
-    await come.wait()
-
-    assert await one.token() == old
-    assert await other.token() == old
-
-    go.set()
-    new = await renewing
-    assert new != old
-    assert await other.token() == new
-    assert wechat.times(STABLE_TOKEN) == 2
-
-
-async def test_who_has_none_waits_for_the_process_that_asks(wechat: WeChatServer, make_api: Callable[..., Api]) -> None:
-    shared = Apart()
-    come, go = wechat.hold_once(STABLE_TOKEN)
-    asking = asyncio.create_task(make_api(shared).token())
-    await come.wait()
-    waiting = asyncio.create_task(make_api(shared).token())
-    await asyncio.sleep(0)
-    go.set()
-
-    assert await waiting == await asking
-
-    assert wechat.times(STABLE_TOKEN) == 1
-
-
-async def test_a_caller_that_is_cancelled_leaves_the_question_to_the_next(
-    wechat: WeChatServer, make_api: Callable[..., Api]
-) -> None:
-    shared = Apart()
-    api = make_api(shared)
-    come, go = wechat.hold_once(STABLE_TOKEN)
-    first, others = asyncio.create_task(api.token()), [asyncio.create_task(api.token()) for _ in range(3)]
-    elsewhere = asyncio.create_task(make_api(shared).token())
-    await come.wait()
-
-    first.cancel()
-
-    tokens = await asyncio.gather(*others, elsewhere)
-    go.set()
-    assert len(set(tokens)) == 1
-    assert first.cancelled() or await asyncio.wait({first})
-    assert wechat.times(STABLE_TOKEN) == 2
-
-
-async def test_a_process_that_died_while_asking_is_not_waited_for_forever(
-    wechat: WeChatServer, make_api: Callable[..., Api], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.wechat.stabletoken._CLAIM_SECS", 0.2)
-    shared = Apart()
-    await shared.claim(f"wechat:{APPID}:token:asking", "the dead one", ttl_secs=15)
-
-    with pytest.raises(Unavailable, match="too long"):
-        await make_api(shared).token()
-
-    await shared.delete(f"wechat:{APPID}:token:asking")  # its time is over
-    assert await make_api(shared).token()
-
-
-async def test_without_redis_a_process_has_a_token_of_its_own(
-    wechat: WeChatServer, make_api: Callable[..., Api]
-) -> None:
-    one, other = make_api(Away()), make_api(Away())
-
-    assert await one.token() == await one.token() == await other.token()
-
-    assert wechat.times(STABLE_TOKEN) == 2
-
-
-@pytest.mark.parametrize("stored", ["", "nonsense", "[]", '["t"]', '["t", "x", null]', "[1, [], {}]", "7"])
-async def test_what_is_no_token_in_redis_is_not_used(api: Api, make_api: Callable[..., Api], stored: str) -> None:
-    shared = Apart()
-    await shared.put(f"wechat:{APPID}:token", stored, ttl_secs=60)
-
-    assert (await make_api(shared).token()).startswith("T")
-
-
-async def test_the_old_token_is_used_while_the_new_one_cannot_be_had(
-    wechat: WeChatServer, api: Api, clock: Clock
-) -> None:
-    old = await api.token()
-    clock.seconds += 7200 - 200
-    wechat.cut_once(STABLE_TOKEN)
-
-    assert await api.token() == old
-    assert await api.token() == old
-    assert wechat.times(STABLE_TOKEN) == 2  # and the failure is not repeated at once
-
-    clock.seconds += 31
-    assert await api.token() != old
-
-
-async def test_a_failure_is_not_repeated_at_once(wechat: WeChatServer, api: Api, clock: Clock) -> None:
-    wechat.fail_once(STABLE_TOKEN, 40125)
-    for _ in range(3):
-        with pytest.raises(Trouble, match="AppSecret"):
-            await api.token()
-    assert wechat.times(STABLE_TOKEN) == 1
-
-    clock.seconds += 31
-    assert await api.token()
-    assert api.trouble == ""
-
-
-# A token that WeChat refuses
-
-
-@pytest.mark.parametrize("code", [40001, 40014, 41001, 42001])
-async def test_a_refused_token_is_asked_for_anew(wechat: WeChatServer, api: Api, code: int) -> None:
-    wechat.add_media("m1", PNG, "image/png", "a.png")
-    wechat.fail_once(MEDIA, code)
-
-    assert (await api.media("m1")).content == PNG
-
-    assert [asked.path for asked in wechat.asked] == [STABLE_TOKEN, MEDIA, STABLE_TOKEN, MEDIA]
-    assert not any(asked.document["force_refresh"] for asked in wechat.asked if asked.path == STABLE_TOKEN)
-
-
-async def test_a_token_that_another_has_ended_is_replaced_in_every_process(
-    wechat: WeChatServer, make_api: Callable[..., Api]
-) -> None:
-    shared = Apart()
-    one, other = make_api(shared), make_api(shared)
-    old = await one.token()
-    await other.token()
-    wechat.users[OPENID] = {}
-    wechat.reset()
-
-    await one.user(OPENID)
-    wechat.users["o2"] = {}
-    await other.user("o2")
-
-    assert await one.token() == await other.token() != old
-    assert wechat.times(STABLE_TOKEN) == 2
-
-
-async def test_another_token_is_forced_when_the_platform_gives_a_bad_one_again(wechat: WeChatServer, api: Api) -> None:
-    wechat.add_media("m1", PNG, "image/png", "a.png")
-    await api.token()
-    wechat.revoke()
-
-    assert (await api.media("m1")).content == PNG
-
-    forced = [asked.document["force_refresh"] for asked in wechat.asked if asked.path == STABLE_TOKEN]
-    assert forced == [False, False, True]
-
-
-async def test_a_token_is_forced_no_more_often_than_the_vendor_allows(
-    wechat: WeChatServer, make_api: Callable[..., Api]
-) -> None:
-    shared = Apart()
-    wechat.users = {"o1": {}, "o2": {}}
-    for openid in wechat.users:
-        api = make_api(shared)
-        await api.token()
-        wechat.revoke()
-        if openid == "o1":
-            await api.user(openid)
-        else:
-            with pytest.raises(Unavailable, match="soon"):
-                await api.user(openid)
-
-    assert sum(asked.path == STABLE_TOKEN and asked.document["force_refresh"] for asked in wechat.asked) == 1
-
-
-async def test_without_redis_no_token_is_forced(wechat: WeChatServer, make_api: Callable[..., Api]) -> None:
-    api = make_api(Away())
-    await api.token()
-    wechat.revoke()
-
-    with pytest.raises(Unavailable, match="soon"):
-        await api.user(OPENID)
-
-    assert not any(asked.path == STABLE_TOKEN and asked.document["force_refresh"] for asked in wechat.asked)
-
-
-async def test_a_server_that_refuses_every_token_ends(wechat: WeChatServer, api: Api) -> None:
-    for _ in range(9):
-        wechat.fail_once(USER, 40001)
-
-    with pytest.raises(Unavailable, match="every token"):
-        await api.user(OPENID)
-
-    assert wechat.times(USER) == 3
+            return await fetch(url, **how)
+        except HuiruError as error:
+            said = f"{url}: {error}, {how}"
+            raise type(error)(error.code, said, reason=said) from error
+
+    return http
 
 
 # Their codes, and ours
@@ -415,13 +99,24 @@ async def test_trouble_names_its_remedy_until_it_is_over(wechat: WeChatServer, a
     assert api.trouble == ""
 
 
-async def test_an_account_without_files_is_told(wechat: WeChatServer, api: Api) -> None:
-    wechat.unauthorised = {MEDIA}
-
+@pytest.mark.parametrize("call", ["media", "phone"])
+async def test_what_the_account_may_not_ask_for_is_trouble(wechat: WeChatServer, api: Api, call: str) -> None:
+    path, argument = CALLS[call]
+    wechat.unauthorised = {path}
     with pytest.raises(Rejected, match="48001"):
-        await api.media("m1")
-
+        await getattr(api, call)(argument)
     assert "48001" in api.trouble
+
+    wechat.unauthorised = set()
+    wechat.fail_once(path, -1)
+    with pytest.raises(Unavailable):
+        await getattr(api, call)(argument)
+    assert "48001" in api.trouble  # that it is busy says nothing
+
+    wechat.add_media(argument, PNG, "image/png")
+    wechat.say_once(PHONE, PHONE_ANSWER)
+    await getattr(api, call)(argument)
+    assert api.trouble == ""
 
 
 @pytest.mark.parametrize(("changed", "told"), [({"appid": "wx00"}, "AppID"), ({"secret": "x" * 32}, "AppSecret")])
@@ -716,6 +411,7 @@ async def test_a_telephone_number(wechat: WeChatServer, api: Api, number: str, c
         {"purePhoneNumber": "13800138000", "countryCode": "999", "watermark": {"appid": APPID}},
         {"purePhoneNumber": None, "countryCode": [], "watermark": {"appid": APPID}},
         {"purePhoneNumber": "1", "countryCode": "86", "watermark": {"appid": APPID}},
+        {"purePhoneNumber": "138", "countryCode": "86", "watermark": {"appid": APPID}},
     ],
 )
 async def test_what_is_no_telephone_number(wechat: WeChatServer, api: Api, info: object) -> None:
@@ -730,21 +426,20 @@ async def test_what_is_no_telephone_number(wechat: WeChatServer, api: Api, info:
 # What must not happen
 
 
-CALLS: dict[str, tuple[str, str]] = {
-    "media": (MEDIA, "the-media-id"),
-    "user": (USER, OPENID),
-    "session": (SESSION, "the-login-code"),
-    "phone": (PHONE, "the-phone-code"),
-}
-
-
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("failure", ["cut", "redirected", "500", "told", "no JSON", "flood"])
 @pytest.mark.parametrize("first", [False, True])
 async def test_no_error_tells_a_secret(
-    wechat: WeChatServer, api: Api, call: str, failure: str, first: bool, caplog: pytest.LogCaptureFixture
+    wechat: WeChatServer,
+    fetch: Fetcher,
+    make_api: Callable[..., Api],
+    call: str,
+    failure: str,
+    first: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path, argument = CALLS[call]
+    api = make_api(http=talkative(fetch))
     on = STABLE_TOKEN if first and call != "session" else path
     secrets = [SECRET] if on != path else [SECRET, argument] if call == "session" else [await api.token(), argument]
     told = " ".join(f"{secret} /?access_token={secret}&secret={secret}" for secret in secrets)
@@ -785,21 +480,30 @@ async def test_the_session_key_is_kept_nowhere(wechat: WeChatServer, make_api: C
     assert "dGhlLXNl" not in repr((session, vars(api), shared.__dict__))
 
 
-async def test_a_video_may_not_come_from_our_own_network(wechat: WeChatServer, clock: Clock) -> None:
-    asked: list[tuple[str, bool]] = []
-
-    async def http(url: str, *, trusted: bool = False, **_: Any) -> HttpResponse:
-        asked.append((url.partition("?")[0].rpartition("/")[2], trusted))
-        if not trusted:
-            raise Rejected("forbidden", "127.0.0.1 is not a public address")
-        said = {"access_token": "t" * 32, "expires_in": 7200, "video_url": "http://127.0.0.1:6379/v.mp4"}
-        return HttpResponse(200, CIMultiDict(), orjson.dumps(said), url)
+async def test_a_video_may_not_come_from_our_own_network(wechat: WeChatServer, make_api: Callable[..., Api]) -> None:
+    wechat.add_media("v1", MP4, "video/mp4", "v1.mp4")
+    fetch = Fetcher(MediaSettings())
 
     with pytest.raises(Rejected) as raised:
-        await Api(http, Apart(), "https://x", APPID, SECRET, clock).media("v1")
+        await make_api(http=fetch).media("v1")
 
+    await fetch.close()
     assert raised.value.code == "forbidden"
-    assert asked == [("stable_token", True), ("get", True), ("v.mp4", False)]
+    assert wechat.times(VIDEO) == 0
+
+
+async def test_the_servers_redirects_are_not_followed(wechat: WeChatServer, api: Api) -> None:
+    wechat.redirect_once(STABLE_TOKEN, f"{wechat.url}{SESSION}")
+
+    with pytest.raises(Unavailable, match="302"):
+        await api.token()
+
+    assert wechat.times(SESSION) == 0
+
+
+async def test_a_server_that_is_away(make_api: Callable[..., Api]) -> None:
+    with pytest.raises(Unavailable, match=r"cannot be reached: 127\.0\.0\.1"):
+        await make_api(base_url=f"http://127.0.0.1:{free_port()}").probe()
 
 
 def _written(said: object) -> bytes:
