@@ -287,6 +287,8 @@ class Connector(WebhookConnector):
 
     async def _picture(self, address: str) -> Part:
         response = await self.context.http(address)
+        if response.status >= 500 or response.status == 429:
+            raise Unavailable(reason=f"the picture's address answers {response.status}")
         if response.status != 200:
             raise Rejected("gone", "WeChat no longer has this file", reason=f"HTTP status {response.status}")
         return Part(response.content, content_type=response.headers.get("Content-Type", ""))

@@ -1,6 +1,6 @@
-"""A push of WeChat's, XML or JSON, as it is once decrypted: a message or an event of an official account or mini-program.
+"""A push of WeChat, decrypted: a message or an event of an official account or a mini-program, XML or JSON.
 
-What the connector knows beside it is in the facts: `appid`; `encrypted`, by which the sender is proven; `fetch`, whether
+The facts hold what the connector knows: `appid`; `encrypted`, by which the sender is proven; `fetch`: whether
 it can ask WeChat's server; `profile` (`name`, `unionid`, `language`), null or absent when it is not known but can be
 asked for, `{}` when there is none to be had; `source`, where it is known. Or `unreadable`: why the push is none.
 
