@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-import structlog
 from pydantic import Field, model_validator
 
 from gateway.contract import (
@@ -51,12 +50,12 @@ from gateway.wechat.conversation import (
     fetch,
     is_event,
     line,
+    probe,
+    source_of,
+    tell_mode,
     unreadable,
 )
-from gateway.wechat.ownaddress import demand_echo
 from gateway.wechat.push import SUCCESS, Account, Push
-
-log = structlog.get_logger()
 
 PUSH = ""
 _ALLOWED = {PUSH: "GET, POST", SESSION: "POST", ATTACHMENTS: "POST", MESSAGES: "POST"}
@@ -107,8 +106,7 @@ class Connector(WebhookConnector):
         self._form: Form | None = None
         if settings.form and api:
             self._form = Form(settings.form, settings.appid, settings.max_request_bytes, api, context)
-        if settings.mode != "safe":
-            log.warning("wechat.mode_is_not_safe", channel=name, mode=settings.mode)
+        tell_mode(name, settings)
 
     @property
     def trouble(self) -> str:
@@ -160,11 +158,7 @@ class Connector(WebhookConnector):
         return await fetch(self._api, self.context, wanted)
 
     async def probe(self) -> None:
-        """Are appid and secret good, and would the console's check of our address go well?"""
-        if self._api is not None:
-            await self._api.probe()
-        if self.settings.mode != "plaintext":
-            await demand_echo(self.context, self.name, self.settings.token.get_secret_value())
+        await probe(self._api, self.settings, self.context, self.name)
 
     @property
     def _open_form(self) -> Form:
@@ -191,7 +185,7 @@ class Connector(WebhookConnector):
         push: Push = request.notes["push"]
         if push.unreadable:
             return [unreadable(push)]
-        came_from = line(push, "SessionFrom") if line(push, "Event") == _OPENED else ""
+        came_from = source_of(push, _OPENED, "SessionFrom")
         await self._conversations.remember(push, came_from)
         if not self._conversations.is_ticket(push, came_from):
             return replace(SUCCESS, ignored=(_code(push),))

@@ -7,21 +7,30 @@ is taken all the same, and lacks what was remembered.
 import asyncio
 from collections.abc import Awaitable, Mapping
 from hashlib import sha256
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import structlog
 from pydantic import AfterValidator, Field, SecretStr
 
 from gateway.contract import Context, Part, Profile, RawMessage, Wanted
 from gateway.errors import Rejected, Unavailable
 from gateway.text import one_line
+from gateway.wechat import callback
 from gateway.wechat.api import DEFAULT_URL, Api
 from gateway.wechat.credentials import PushSettings
 from gateway.wechat.push import Push
 
 ASK_SECS = 1.0
 CONTENT_TYPES = {"xml": "text/xml", "json": "application/json"}
-_LONGEST_ID, _LONGEST_SOURCE = 64, 256
+NO_SECRET = "the channel has no secret, so it cannot fetch this"  # noqa: S105 - says that there is none
+_LONGEST_ID, _LONGEST_SOURCE = 128, 256
+_MODES = {
+    "compatible": "WeChat sends every message in clear too; choose the safe mode in its console and here",
+    "plaintext": "nothing signs what a message says, and who sees a signed address can post for some minutes;"
+    " choose the safe mode in WeChat's console and here",
+}
+log = structlog.get_logger()
 _T = TypeVar("_T")
 
 
@@ -65,6 +74,24 @@ def api_of(settings: AccountSettings, context: Context) -> Api | None:
     return Api(context.http, context.shared, settings.api_base_url, settings.appid, secret, context.now)
 
 
+def tell_mode(channel: str, settings: AccountSettings) -> None:
+    """Warns, at the start, of a mode that is not safe."""
+    if settings.mode != "safe":
+        log.warning("wechat.mode_is_not_safe", channel=channel, mode=settings.mode, reason=_MODES[settings.mode])
+
+
+async def probe(api: Api | None, settings: AccountSettings, context: Context, channel: str) -> None:
+    """Are appid and secret good, and would the console's check of our address go well? Raises Unavailable.
+
+    The second is not asked in the mode plaintext, where whoever saw that address could post with it.
+    """
+    if api is not None:
+        await api.probe()
+    if settings.mode != "plaintext":
+        address, token = f"{context.public_url}/c/{channel}", settings.token.get_secret_value()
+        await callback.probe(context.http, address, token, context.now)
+
+
 class Conversations:
     """Of one account."""
 
@@ -91,7 +118,7 @@ class Conversations:
 
     async def remember(self, push: Push, source: str) -> None:
         """Goes with what the sender says next."""
-        if source and len(source) <= _LONGEST_SOURCE:
+        if source:
             put = self._context.shared.put(self._key("source", push), source, ttl_secs=self._source_secs)
             await in_time(put)
 
@@ -104,11 +131,11 @@ class Conversations:
         claim = self._context.shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs)
         return await in_time(claim) == native_id
 
-    def message(self, push: Push, **facts: Any) -> RawMessage:
+    def message(self, push: Push, *, fetch: bool, profile: Mapping[str, str] | None, source: str | None) -> RawMessage:
         """For the normalizer `wechat`, which says what the facts are."""
-        known = {"appid": self._appid, "encrypted": push.encrypted, **facts}
-        known = {name: fact for name, fact in known.items() if fact is not None}
-        return RawMessage("wechat", push.plain, self.native_id(push), CONTENT_TYPES[push.form], known)
+        facts = {"appid": self._appid, "encrypted": push.encrypted, "fetch": fetch, "profile": profile}
+        facts |= {"source": source} if source else {}
+        return RawMessage("wechat", push.plain, self.native_id(push), CONTENT_TYPES[push.form], facts)
 
     def _key(self, what: str, push: Push) -> str:
         return f"wechat:{self._appid}:{what}:{line(push, 'FromUserName')}"
@@ -129,6 +156,14 @@ def line(push: Push, name: str) -> str:
     return one_line(value) if isinstance(value, str) else ""
 
 
+def source_of(push: Push, event: str, name: str, prefix: str = "") -> str:
+    """Where the user came from, as this event says it in that field, behind a prefix; "" when it does not."""
+    if not is_event(push) or line(push, "Event") != event or not line(push, name).startswith(prefix):
+        return ""
+    source = line(push, name).removeprefix(prefix)
+    return source if len(source) <= _LONGEST_SOURCE else ""
+
+
 async def in_time(asked: Awaitable[_T]) -> _T | None:
     """None when there is no answer soon."""
     try:
@@ -144,7 +179,7 @@ async def in_time(asked: Awaitable[_T]) -> _T | None:
 async def fetch(api: Api | None, context: Context, wanted: Wanted) -> Part | Profile:
     """By WeChat's server; a picture that it no longer has by the public address in the message. As Connector.fetch."""
     if api is None:
-        raise Rejected("forbidden", "the channel has no secret, so it cannot ask WeChat's server")
+        raise Rejected("forbidden", NO_SECRET)
     if wanted.what == "profile":
         return await api.user(wanted.source)
     media_id, _, address = wanted.source.partition(" ")
@@ -158,6 +193,8 @@ async def fetch(api: Api | None, context: Context, wanted: Wanted) -> Part | Pro
 
 async def _picture(context: Context, address: str) -> Part:
     response = await context.http(address)
+    if response.status >= 500 or response.status == 429:
+        raise Unavailable(reason=f"the picture's address answers {response.status}")
     if response.status != 200:
         raise Rejected("gone", "WeChat no longer has this file", reason=f"HTTP status {response.status}")
     return Part(response.content, content_type=response.headers.get("Content-Type", ""))
