@@ -18,10 +18,10 @@ class Load:
     p99: float
 
 
-async def run(url: str, seconds: int, connections: int = 64) -> Load:
-    """Posts as fast as answers come. Raises AssertionError when any answer was not a 2xx."""
+async def run(url: str, seconds: int, connections: int = 64, script: Path = _SCRIPT, *arguments: str) -> Load:
+    """Posts what the script makes, as fast as answers come. Raises AssertionError when any answer was not a 2xx."""
     process = await asyncio.create_subprocess_exec(
-        *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(_SCRIPT), url),
+        *("wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url, *arguments),
         stdout=asyncio.subprocess.PIPE,
     )
     out = (await process.communicate())[0].decode()
