@@ -184,11 +184,11 @@ def test_everything_from_a_package_index_is_locked() -> None:
     installs = re.findall(r"pip \S+.*?(?=&&|$)", " ".join(instructions("RUN")))
     from_an_index = [line for line in installs if " install " in line and "--no-index" not in line]
 
-    assert len(from_an_index) == 2
+    assert len(from_an_index) == 3
     assert all("--require-hashes" in line and ".lock" in line for line in from_an_index)
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "requirements.lock", "build.lock"])
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "requirements.lock", "mail.lock", "build.lock"])
 def test_no_registry_is_named(name: str) -> None:
     text = (DEPLOY / name).read_text()
 
