@@ -48,6 +48,7 @@ from gateway.wechat.conversation import (
     Conversations,
     api_of,
     fetch,
+    in_time,
     is_event,
     line,
     probe,
@@ -189,7 +190,7 @@ class Connector(WebhookConnector):
         await self._conversations.remember(push, came_from)
         if not self._conversations.is_ticket(push, came_from):
             return replace(SUCCESS, ignored=(_code(push),))
-        source = came_from or await self._conversations.source(push)
+        source = came_from or await in_time(self._conversations.source(push))
         # Of a mini-program's users WeChat's server tells nothing: an empty profile is not asked for.
         return [self._conversations.message(push, fetch=self._api is not None, profile={}, source=source)]
 

@@ -18,10 +18,9 @@ Source: developers.weixin.qq.com/doc/service/guide/dev/push/ (the push, its even
     /doc/service/api/material/temporary/api_getmedia.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -74,6 +73,15 @@ _EVENTS = {
     *("scancode_push", "scancode_waitmsg", "pic_sysphoto", "pic_photo_or_album", "pic_weixin"),
     *("templatesendjobfinish", "masssendjobfinish", "kf_create_session", "kf_close_session", "kf_switch_session"),
 }
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the gateways know of a sender; a profile that is None is to be asked for. `replies`: tell the reference."""
+
+    source: str
+    profile: Profile | None
+    replies: bool = False
 
 
 # Settings
@@ -129,6 +137,7 @@ class Connector(WebhookConnector):
         super().__init__(name, settings, context)
         self._account = Account(settings, context.shared, context.now)
         self._api = api_of(settings, context)
+        self._asks_profiles = self._api is not None and settings.profiles
         self._conversations = Conversations(settings, context)
         reply = settings.reply
         self._texts = {language: _compiled(reply, language) for language in ("zh", "en")} if reply else {}
@@ -168,25 +177,25 @@ class Connector(WebhookConnector):
         return [await self._message(request, push, scene)]
 
     async def _message(self, request: Request, push: Push, scene: str) -> RawMessage:
-        known = self._conversations
-        source, profile, replies = await asyncio.gather(known.source(push), self._profile(push), self._replies(push))
-        if replies:
-            request.notes["language"] = self._language(profile)
-        fact = _as_fact(profile) if profile is not None else None
-        return known.message(push, fetch=self._api is not None, profile=fact, source=scene or source)
+        known = _Known(scene, None if self._asks_profiles else Profile())
+        await in_time(self._recall(push, known))
+        if known.replies:
+            request.notes["language"] = self._language(known.profile)
+        profile = _as_fact(known.profile) if known.profile is not None else None
+        return self._conversations.message(push, fetch=self._api is not None, profile=profile, source=known.source)
 
-    async def _profile(self, push: Push) -> Profile | None:
-        """What is known of the sender; None: to be asked for, after the answer."""
-        if self._api is None or not self.settings.profiles:
-            return Profile()
-        return await in_time(self._api.cached_user(line(push, "FromUserName")))
+    async def _recall(self, push: Push, known: _Known) -> None:
+        """One question after the other, without a task for each: that would cost more than Redis does."""
+        known.source = known.source or await self._conversations.source(push)
+        if known.profile is None and self._api is not None:
+            known.profile = await self._api.cached_user(line(push, "FromUserName"))
+        if self._may_reply(push) and self.settings.reply:
+            ttl_secs = self.settings.reply.every_minutes * 60
+            known.replies = await self._conversations.claims_reply(push, ttl_secs)
 
-    async def _replies(self, push: Push) -> bool:
-        """Whether the customer is told the reference now. Yes also when WeChat comes again with the same message."""
-        reply = self.settings.reply
-        if reply is None or line(push, "Event") == "unsubscribe" or not _names_both(push):
-            return False
-        return await self._conversations.claims_reply(push, reply.every_minutes * 60)
+    def _may_reply(self, push: Push) -> bool:
+        """Nobody reads an answer who has left, or whom the push does not name."""
+        return line(push, "Event") != "unsubscribe" and all(line(push, name) for name in ("ToUserName", "FromUserName"))
 
     # The answer
 
@@ -229,10 +238,6 @@ def _scene(push: Push) -> str:
 def _sent_at(push: Push) -> datetime:
     seconds = line(push, "CreateTime")
     return datetime.fromtimestamp(int(seconds) if _SECONDS.fullmatch(seconds) else 0, UTC)
-
-
-def _names_both(push: Push) -> bool:
-    return all(line(push, name) for name in ("ToUserName", "FromUserName"))
 
 
 def _as_fact(profile: Profile) -> dict[str, str]:

@@ -122,14 +122,17 @@ class Conversations:
             put = self._context.shared.put(self._key("source", push), source, ttl_secs=self._source_secs)
             await in_time(put)
 
-    async def source(self, push: Push) -> str | None:
-        return await in_time(self._context.shared.get(self._key("source", push)))
+    async def source(self, push: Push) -> str:
+        """ "" when none is remembered. Raises Unavailable."""
+        return await self._context.shared.get(self._key("source", push)) or ""
 
     async def claims_reply(self, push: Push, ttl_secs: float) -> bool:
-        """Whether this message is the one that is replied to now: yes also when WeChat comes again with it."""
+        """Whether this message is the one that is replied to now: yes also when WeChat comes again with it.
+
+        Raises Unavailable.
+        """
         native_id = self.native_id(push)
-        claim = self._context.shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs)
-        return await in_time(claim) == native_id
+        return await self._context.shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs) == native_id
 
     def message(self, push: Push, *, fetch: bool, profile: Mapping[str, str] | None, source: str | None) -> RawMessage:
         """For the normalizer `wechat`, which says what the facts are."""
