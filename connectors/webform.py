@@ -53,6 +53,7 @@ from gateway.contract import (
 from gateway.errors import ANSWERS, ConfigError, Rejected, Unavailable, wire_error
 from gateway.fields import (
     JSON,
+    LANGUAGES,
     Bilingual,
     Checked,
     FieldError,
@@ -61,6 +62,7 @@ from gateway.fields import (
     Given,
     Language,
     Words,
+    accepted_language,
     check,
     read_body,
     size_text,
@@ -73,7 +75,6 @@ HONEYPOT = "homepage"
 SAME_CLICK_SECS = 600
 HTML = "text/html; charset=utf-8"
 _RESERVED = {TOKEN, HONEYPOT, "source"}
-_LANGUAGES: Mapping[str, Language] = {"zh": "zh", "en": "en"}
 _PORTS = {"http": 80, "https": 443}
 _REFILLED = {429: "rate_limited", 503: "unavailable"}  # answers after which to submit again
 
@@ -205,7 +206,7 @@ class FormRejected(Rejected):
     """The form goes back to its sender with everything in it."""
 
     def __init__(self, filled: Filled, errors: Sequence[FieldError], language: Language) -> None:
-        listed = [{"field": one.field, "code": one.code, "message": one.text.to(language)} for one in errors]
+        listed = [one.to(language) for one in errors]
         super().__init__("invalid", reason=", ".join(f"{e.field}: {e.code}" for e in errors), extra={"errors": listed})
         self.filled = filled
 
@@ -280,7 +281,7 @@ class Connector(WebhookConnector):
         return read_body(request.body, _content_type(request), keep_content=False)
 
     def _language(self, request: Request) -> Language:
-        asked = _LANGUAGES.get(request.query.get("lang", ""))
+        asked = LANGUAGES.get(request.query.get("lang", ""))
         return asked or accepted_language(request.headers.get("Accept-Language", "")) or self.settings.language
 
     def _listed_origin(self, request: Request) -> str:
@@ -306,7 +307,7 @@ class Connector(WebhookConnector):
     ) -> RawMessage:
         named = token.source if token else request.query.get("source") or given.first("source")
         source = named if self.settings.source(named) else ""
-        fingerprint = _fingerprint(checked, source)
+        fingerprint = checked.fingerprint(source)
         facts = {
             "fields": {one.name: list(one.spec) for one in self.settings.fields},
             "language": self._language(request),
@@ -508,27 +509,6 @@ def _same_host(origin: str, request: Request) -> bool:
 def _wants_json(request: Request) -> bool:
     accept = request.headers.get("Accept", "").lower()
     return request.content_type == JSON or ("json" in accept and "text/html" not in accept)
-
-
-def accepted_language(header: str) -> Language | None:
-    """The better liked of our languages in an Accept-Language header (RFC 9110, 12.5.4)."""
-    best: tuple[float, Language | None] = (0.0, None)
-    for item in header.split(",")[:32]:
-        tag, _, weight = item.lower().partition(";")
-        language = _LANGUAGES.get(tag.strip().partition("-")[0])
-        quality = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", weight)
-        if language and (liked := float(quality[1]) if quality else 1.0) > best[0]:
-            best = (liked, language)
-    return best[1]
-
-
-def _fingerprint(checked: Checked, source: str) -> bytes:
-    """What was said, however it was transported: a multipart boundary differs between two tries."""
-    files = {
-        name: [[file_name(upload.filename), upload.sha256] for upload in uploads]
-        for name, uploads in checked.files.items()
-    }
-    return sha256(orjson.dumps([checked.values, files, source], option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def form_url(public_url: str, channel: str, source: str | None = None) -> str:

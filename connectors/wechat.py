@@ -18,21 +18,16 @@ Source: developers.weixin.qq.com/doc/service/guide/dev/push/ (the push, its even
     /doc/service/api/material/temporary/api_getmedia.
 """
 
-import asyncio
 import re
-from collections.abc import Awaitable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Literal, Self
 
-import structlog
 from jinja2 import StrictUndefined
 from jinja2 import Template as Compiled
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from gateway.contract import (
     Context,
@@ -48,32 +43,29 @@ from gateway.contract import (
     WebhookConnector,
     Wording,
 )
-from gateway.errors import Rejected, Unavailable
-from gateway.text import one_line
-from gateway.wechat import callback
-from gateway.wechat.api import DEFAULT_URL, Api
-from gateway.wechat.credentials import PushSettings
+from gateway.errors import Rejected
+from gateway.wechat.conversation import (
+    AccountSettings,
+    Conversations,
+    api_of,
+    fetch,
+    in_time,
+    line,
+    probe,
+    source_of,
+    tell_mode,
+    unreadable,
+)
 from gateway.wechat.push import MAX_PUSH_BYTES, SUCCESS, Account, Push
 from gateway.wechat.replies import text_reply
 
-log = structlog.get_logger()
-
-ASK_SECS = 1.0  # of the five seconds after which WeChat gives up
 MAX_REPLY_BYTES = 2048
 QR_PREFIX = "qrscene_"
-_LONGEST_ID, _LONGEST_SCENE = 128, 256
 _SECONDS = re.compile(r"[0-9]{1,10}", re.ASCII)
 _REPLY = {
     "zh": "您好，我们已经收到您的消息，受理编号 {{ reference }}，会尽快回复您。",
     "en": "Hello, we have received your message and will reply as soon as we can. Your reference is {{ reference }}.",
 }
-NO_SECRET = "the channel has no secret, so it cannot fetch this"  # noqa: S105 - says that there is none
-_MODES = {
-    "compatible": "WeChat sends every message in clear too; choose the safe mode in its console and here",
-    "plaintext": "nothing signs what a message says, and who sees a signed address can post for some minutes;"
-    " choose the safe mode in WeChat's console and here",
-}
-_CONTENT_TYPES = {"xml": "text/xml", "json": "application/json"}
 _SAMPLE = {"reference": "7K3M-9QX2-4WPD", "channel": "wechat-main"}
 # Codes of huiru_messages_ignored_total; whatever else WeChat comes up with is `event_other`.
 _EVENTS = {
@@ -119,35 +111,11 @@ class PassiveReply(Settings):
         return self
 
 
-def _demand_base_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"give the address of a server, such as {DEFAULT_URL}")
-    return url.rstrip("/")
-
-
-class WechatSettings(PushSettings):
+class WechatSettings(AccountSettings):
     """The keys of a `wechat` channel."""
 
     type: Literal["wechat"]
-    secret: SecretStr | None = Field(
-        default=None,
-        min_length=1,
-        description="the AppSecret, for files and the senders' names; null: they are left out, and tickets say so",
-    )
     profiles: bool = Field(default=True, description="ask for the sender's unionid, language and name")
-    api_base_url: Annotated[str, AfterValidator(_demand_base_url)] = Field(
-        default=DEFAULT_URL, description="WeChat's server, or a proxy with an address of the account's IP whitelist"
-    )
-    events: Mapping[str, Literal["all"] | tuple[str, ...]] = Field(
-        default={},
-        max_length=100,
-        description="the events that become tickets: `CLICK: [KEY, …]` those with one of these keys, `subscribe: all`"
-        " each of them; the others are counted",
-    )
-    source_hours: float = Field(
-        default=48, gt=0, le=8760, description="how long a scanned QR code's scene goes with its user's messages"
-    )
     reply: PassiveReply | None = Field(default=None, description="a passive reply with the reference; null: none")
     max_request_bytes: int = Field(
         default=MAX_PUSH_BYTES, ge=1024, le=MAX_PUSH_BYTES, description="larger requests are refused with 413"
@@ -168,13 +136,12 @@ class Connector(WebhookConnector):
     def __init__(self, name: str, settings: WechatSettings, context: Context) -> None:
         super().__init__(name, settings, context)
         self._account = Account(settings, context.shared, context.now)
-        self._api = _api(settings, context)
+        self._api = api_of(settings, context)
         self._asks_profiles = self._api is not None and settings.profiles
-        self._events = {event.lower(): keys for event, keys in settings.events.items()}
+        self._conversations = Conversations(settings, context)
         reply = settings.reply
         self._texts = {language: _compiled(reply, language) for language in ("zh", "en")} if reply else {}
-        if settings.mode != "safe":
-            log.warning("wechat.mode_is_not_safe", channel=name, mode=settings.mode, reason=_MODES[settings.mode])
+        tell_mode(name, settings)
 
     @property
     def trouble(self) -> str:
@@ -202,64 +169,33 @@ class Connector(WebhookConnector):
             return echo
         push: Push = request.notes["push"]
         if push.unreadable:
-            return [RawMessage("wechat", push.plain, facts={"unreadable": push.unreadable})]
+            return [unreadable(push)]
         scene = _scene(push)
-        if scene:
-            await self._remember(push, scene)
-        if not self._is_ticket(push, scene):
+        await self._conversations.remember(push, scene)
+        if not self._conversations.is_ticket(push, scene):
             return replace(SUCCESS, ignored=(_code(push),))
         return [await self._message(request, push, scene)]
 
     async def _message(self, request: Request, push: Push, scene: str) -> RawMessage:
-        native_id = self._native_id(push)
         known = _Known(scene, None if self._asks_profiles else Profile())
-        await _in_time(self._recall(push, native_id, known))
+        await in_time(self._recall(push, known))
         if known.replies:
             request.notes["language"] = self._language(known.profile)
-        facts: dict[str, Any] = {"appid": self.settings.appid, "encrypted": push.encrypted}
-        facts |= {"fetch": self._api is not None, "profile": known.profile and _as_fact(known.profile)}
-        if known.source:
-            facts["source"] = known.source
-        return RawMessage("wechat", push.plain, native_id, _CONTENT_TYPES[push.form], facts)
+        profile = _as_fact(known.profile) if known.profile is not None else None
+        return self._conversations.message(push, fetch=self._api is not None, profile=profile, source=known.source)
 
-    def _native_id(self, push: Push) -> str:
-        names = ("CreateTime", "Event", "EventKey") if _is_event(push) else ("MsgId",)
-        own = ":".join(_line(push, name) for name in names)
-        if not own or len(own) > _LONGEST_ID:
-            own = sha256(push.plain).hexdigest()
-        return f"{self.settings.appid}:{_line(push, 'FromUserName')}:{own}"
-
-    def _is_ticket(self, push: Push, scene: str) -> bool:
-        if not _is_event(push):
-            return True
-        keys = self._events.get(_line(push, "Event").lower(), ())
-        return keys == "all" or _line(push, "EventKey") in keys or (scene != "" and scene in keys)
-
-    # What the gateways know together. Who asks is answered in time, or goes on without.
-
-    async def _remember(self, push: Push, scene: str) -> None:
-        ttl_secs = self.settings.source_hours * 3600
-        await _in_time(self.context.shared.put(self._key("source", push), scene, ttl_secs=ttl_secs))
-
-    async def _recall(self, push: Push, native_id: str, known: _Known) -> None:
+    async def _recall(self, push: Push, known: _Known) -> None:
         """One question after the other, without a task for each: that would cost more than Redis does."""
-        shared = self.context.shared
-        known.source = known.source or await shared.get(self._key("source", push)) or ""
+        known.source = known.source or await self._conversations.source(push)
         if known.profile is None and self._api is not None:
-            known.profile = await self._api.cached_user(_line(push, "FromUserName"))
+            known.profile = await self._api.cached_user(line(push, "FromUserName"))
         if self._may_reply(push) and self.settings.reply:
             ttl_secs = self.settings.reply.every_minutes * 60
-            # Held by this message already when WeChat comes again with it.
-            known.replies = await shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs) == native_id
+            known.replies = await self._conversations.claims_reply(push, ttl_secs)
 
     def _may_reply(self, push: Push) -> bool:
         """Nobody reads an answer who has left, or whom the push does not name."""
-        return _line(push, "Event") != "unsubscribe" and all(
-            _line(push, name) for name in ("ToUserName", "FromUserName")
-        )
-
-    def _key(self, what: str, push: Push) -> str:
-        return f"wechat:{self.settings.appid}:{what}:{_line(push, 'FromUserName')}"
+        return line(push, "Event") != "unsubscribe" and all(line(push, name) for name in ("ToUserName", "FromUserName"))
 
     # The answer
 
@@ -278,74 +214,30 @@ class Connector(WebhookConnector):
         default = reply.language if reply else "zh"
         return theirs[:2] if theirs[:2] in self._texts else default
 
-    # What a message refers to
-
     async def fetch(self, wanted: Wanted) -> Part | Profile:
-        """By WeChat's server; a picture that it no longer has by the public address in the message."""
-        if self._api is None:
-            raise Rejected("forbidden", NO_SECRET)
-        if wanted.what == "profile":
-            return await self._api.user(wanted.source)
-        media_id, _, address = wanted.source.partition(" ")
-        try:
-            return await self._api.media(media_id)
-        except Rejected:
-            if not address:
-                raise
-            return await self._picture(address)
-
-    async def _picture(self, address: str) -> Part:
-        response = await self.context.http(address)
-        if response.status >= 500 or response.status == 429:
-            raise Unavailable(reason=f"the picture's address answers {response.status}")
-        if response.status != 200:
-            raise Rejected("gone", "WeChat no longer has this file", reason=f"HTTP status {response.status}")
-        return Part(response.content, content_type=response.headers.get("Content-Type", ""))
-
-    # Is it set up?
+        return await fetch(self._api, self.context, wanted)
 
     async def probe(self) -> None:
-        """Are appid and secret good, and would the console's check of our address go well?
-
-        The second is asked of `http.public_url`, with a signature as WeChat makes it; not in the mode plaintext, where
-        whoever saw that address could post with it.
-        """
-        if self._api is not None:
-            await self._api.probe()
-        if self.settings.mode != "plaintext":
-            address, token = f"{self.context.public_url}/c/{self.name}", self.settings.token.get_secret_value()
-            await callback.probe(self.context.http, address, token, self.context.now)
+        await probe(self._api, self.settings, self.context, self.name)
 
 
 # Pushes
 
 
-def _is_event(push: Push) -> bool:
-    return push.fields.get("MsgType") == "event"
-
-
 def _code(push: Push) -> str:
     """Of an event that is no ticket: few, whatever WeChat thinks of."""
-    event = _line(push, "Event").lower()
+    event = line(push, "Event").lower()
     return f"event_{event if event in _EVENTS else 'other'}"
 
 
 def _scene(push: Push) -> str:
     """Of the QR code that was followed or scanned; "" when there is none."""
-    event, key = _line(push, "Event"), _line(push, "EventKey")
-    found = {"subscribe": key[len(QR_PREFIX) :] if key.startswith(QR_PREFIX) else "", "SCAN": key}
-    scene = found.get(event, "") if _is_event(push) else ""
-    return scene if len(scene) <= _LONGEST_SCENE else ""
+    return source_of(push, "subscribe", "EventKey", QR_PREFIX) or source_of(push, "SCAN", "EventKey")
 
 
 def _sent_at(push: Push) -> datetime:
-    seconds = _line(push, "CreateTime")
+    seconds = line(push, "CreateTime")
     return datetime.fromtimestamp(int(seconds) if _SECONDS.fullmatch(seconds) else 0, UTC)
-
-
-def _line(push: Push, name: str) -> str:
-    value = push.fields.get(name)
-    return one_line(value) if isinstance(value, str) else ""
 
 
 def _as_fact(profile: Profile) -> dict[str, str]:
@@ -357,21 +249,7 @@ def _as_fact(profile: Profile) -> dict[str, str]:
 # Elsewhere
 
 
-def _api(settings: WechatSettings, context: Context) -> Api | None:
-    if settings.secret is None:
-        return None
-    secret = settings.secret.get_secret_value()
-    return Api(context.http, context.shared, settings.api_base_url, settings.appid, secret, context.now)
-
-
 def _compiled(reply: PassiveReply, language: str) -> Compiled:
     # StrictUndefined: a name that is written wrong is a fault when the file is read, not a gap in every reply.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
     return environment.from_string(getattr(reply.text, language) or _REPLY[language])
-
-
-async def _in_time(asked: Awaitable[None]) -> None:
-    """Done, or given up: Redis is away, or slow."""
-    with suppress(Unavailable, TimeoutError):
-        async with asyncio.timeout(ASK_SECS):
-            await asked

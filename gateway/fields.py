@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from hashlib import sha256
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import orjson
@@ -33,6 +34,7 @@ MAX_LENGTH = 100_000  # characters of one value; in UTF-8 well below what `formd
 MAX_PARTS = 512
 MAX_JSON_BYTES = 2 << 20
 _MAX_LISTED = 256  # values of one name in JSON
+LANGUAGES: Mapping[str, Language] = {"zh": "zh", "en": "en"}
 _UNTICKED = {"false", "off", "no", "0"}
 _DATE = re.compile(r"([0-9]{4})[-/.年]([0-9]{1,2})[-/.月]([0-9]{1,2})日?")
 
@@ -96,6 +98,8 @@ MESSAGES: Mapping[str, Bilingual] = {
     ),
     "file_type": _texts("“{file}”不是可以上传的类型", "“{file}” is not of a type that can be uploaded"),
     "file_empty": _texts("“{file}”是空文件，请重新选择", "“{file}” is empty; please choose it again"),
+    "file_gone": _texts("文件已失效，请重新选择", "The file is no longer there; please choose it again"),
+    "phone_code": _texts("手机号授权已失效，请重新授权", "The leave to read the number is over; please give it again"),
 }
 
 
@@ -113,6 +117,16 @@ class FieldError:
     field: str
     code: str
     text: Bilingual
+
+    def to(self, language: Language) -> dict[str, str]:
+        """One of the `errors` of a problem document."""
+        return {"field": self.field, "code": self.code, "message": self.text.to(language)}
+
+
+def field_error(name: str, type_: str, fault: Fault) -> FieldError:
+    """What is said of a field's fault: by its code and type where there is such a text, else by its code."""
+    text = MESSAGES.get(f"{fault.code}:{type_}", MESSAGES[fault.code])
+    return FieldError(name, fault.code, text.filled(fault.details))
 
 
 class Spec(NamedTuple):
@@ -142,6 +156,14 @@ class Checked:
     values: dict[str, Value]
     files: dict[str, list[Upload]]
     errors: list[FieldError]
+
+    def fingerprint(self, source: str = "") -> bytes:
+        """A digest of what was said, however it was transported: a multipart boundary differs between two tries."""
+        files = {
+            name: [[file_name(upload.filename), upload.sha256] for upload in uploads]
+            for name, uploads in self.files.items()
+        }
+        return sha256(orjson.dumps([self.values, files, source], option=orjson.OPT_SORT_KEYS)).digest()
 
 
 class BaseField(Settings):
@@ -370,10 +392,10 @@ class FileField(BaseField):
         if len(uploads) > self.max_files:
             raise Fault("too_many_files", limit=self.max_files, found=len(uploads))
         for upload in uploads:
-            self._demand_file(upload)
+            self.demand_file(upload)
         return uploads
 
-    def _demand_file(self, upload: Upload) -> None:
+    def demand_file(self, upload: Upload) -> None:
         file = file_name(upload.filename)
         if not upload.size:
             raise Fault("file_empty", file=file)
@@ -427,6 +449,38 @@ def read_body(body: Body, content_type: str, *, keep_content: bool) -> Given:
     return Given(values, uploads)
 
 
+def read_object(body: Body) -> dict[str, Any]:
+    """A submission in JSON. Raises Rejected. Blocks on a BodyFile."""
+    if body_size(body) > MAX_JSON_BYTES:
+        raise Rejected("too_large", f"a JSON body may have up to {MAX_JSON_BYTES} bytes")
+    try:
+        document = orjson.loads(body.path.read_bytes() if isinstance(body, BodyFile) else body)
+    except orjson.JSONDecodeError as error:
+        raise Rejected("malformed", "the body is not JSON", reason=str(error)) from error
+    if not isinstance(document, dict):
+        raise Rejected("malformed", "the body must be a JSON object of field names and values")
+    return document
+
+
+def given_object(document: Mapping[str, Any]) -> Given:
+    """The values of a JSON object as a form has them."""
+    texts = {name: _json_texts(value) for name, value in document.items()}
+    mistyped = frozenset(name for name, values in texts.items() if values is None)
+    return Given({name: values for name, values in texts.items() if values is not None}, {}, mistyped)
+
+
+def accepted_language(header: str) -> Language | None:
+    """The better liked of our languages in an Accept-Language header (RFC 9110, 12.5.4)."""
+    best: tuple[float, Language | None] = (0.0, None)
+    for item in header.split(",")[:32]:
+        tag, _, weight = item.lower().partition(";")
+        language = LANGUAGES.get(tag.strip().partition("-")[0])
+        quality = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", weight)
+        if language and (liked := float(quality[1]) if quality else 1.0) > best[0]:
+            best = (liked, language)
+    return best[1]
+
+
 def check(fields: Iterable[BaseField], given: Given, *, max_files: int = 100) -> Checked:
     """Everything the fields take of a submission, with one error for each that cannot take its part.
 
@@ -437,8 +491,7 @@ def check(fields: Iterable[BaseField], given: Given, *, max_files: int = 100) ->
         try:
             _take(field_, given, checked, max_files)
         except Fault as fault:
-            text = MESSAGES.get(f"{fault.code}:{field_.type}", MESSAGES[fault.code])
-            checked.errors.append(FieldError(field_.name, fault.code, text.filled(fault.details)))
+            checked.errors.append(field_error(field_.name, field_.type, fault))
     return checked
 
 
@@ -528,17 +581,7 @@ _PARSERS: Mapping[str, Callable[[str, str], str]] = {"email": _email, "phone": _
 
 
 def _from_json(body: Body) -> Given:
-    if body_size(body) > MAX_JSON_BYTES:
-        raise Rejected("too_large", f"a JSON body may have up to {MAX_JSON_BYTES} bytes")
-    try:
-        document = orjson.loads(body.path.read_bytes() if isinstance(body, BodyFile) else body)
-    except orjson.JSONDecodeError as error:
-        raise Rejected("malformed", "the body is not JSON", reason=str(error)) from error
-    if not isinstance(document, dict):
-        raise Rejected("malformed", "the body must be a JSON object of field names and values")
-    texts = {name: _json_texts(value) for name, value in document.items()}
-    mistyped = frozenset(name for name, values in texts.items() if values is None)
-    return Given({name: values for name, values in texts.items() if values is not None}, {}, mistyped)
+    return given_object(read_object(body))
 
 
 def _json_texts(value: object) -> list[str] | None:

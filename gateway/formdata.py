@@ -1,9 +1,12 @@
-"""HTML form bodies: `application/x-www-form-urlencoded` and `multipart/form-data` (RFC 7578) to values and uploads."""
+"""HTML form bodies: `application/x-www-form-urlencoded`, and `multipart/form-data` (RFC 7578) read and written."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
@@ -60,6 +63,53 @@ def parse(
         raise Rejected("too_large", "the form has too many parts or too large a header", reason=str(error)) from error
     except (MultipartError, ValueError) as error:
         raise Rejected("malformed", "the multipart body is damaged", reason=str(error)) from error
+
+
+class Writer:
+    """Writes a `multipart/form-data` body, in memory or into a file: `parse` reads what was given. Blocks on a file.
+
+    Content types are taken as valid. Who does not `finish` it has to `discard` it.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._boundary = secrets.token_hex(16)  # nobody who sends a content can know it
+        self._path = path
+        self._to: BinaryIO = path.open("wb") if path else BytesIO()
+        self._digest = sha256()
+
+    @property
+    def content_type(self) -> str:
+        return f"{MULTIPART}; boundary={self._boundary}"
+
+    def value(self, name: str, value: str) -> None:
+        self._part(f'name="{_quoted(name)}"', value.encode())
+
+    def file(self, name: str, filename: str, content_type: str, content: bytes) -> None:
+        about = f'name="{_quoted(name)}"; filename="{_quoted(filename)}"'
+        self._part(f"{about}\r\nContent-Type: {content_type}" if content_type else about, content)
+
+    def finish(self) -> Body:
+        self._write(f"--{self._boundary}--\r\n".encode())
+        size = self._to.tell()
+        if self._path is None:
+            self._to.seek(0)
+            return self._to.read()
+        self._to.close()
+        return BodyFile(self._path, size, self._digest.digest())
+
+    def discard(self) -> None:
+        self._to.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _part(self, about: str, content: bytes) -> None:
+        self._write(f"--{self._boundary}\r\nContent-Disposition: form-data; {about}\r\n\r\n".encode())
+        self._write(content)
+        self._write(b"\r\n")
+
+    def _write(self, piece: bytes) -> None:
+        self._to.write(piece)
+        self._digest.update(piece)
 
 
 def decode(raw: bytes) -> str:
@@ -119,6 +169,11 @@ def _collect(parser: PushMultipartParser, body: Body, start: Callable[[Multipart
                 part.finish(form)
                 part = None
     return form
+
+
+def _quoted(name: str) -> str:
+    # HTML Living Standard, "Multipart form data": these three alone are escaped.
+    return name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
 
 
 def _text(latin: str) -> str:

@@ -107,13 +107,17 @@ class Web:
                 self._idle.set()
 
     async def _answer(self, name: str, channel: WebChannel, http: web.BaseRequest, path: str) -> Reply:
-        connector, request, incoming = channel.connector, self._request(http, path), None
+        connector, request = channel.connector, self._request(http, path)
+        bodies: list[Body] = []
         try:
             self._admit(channel, request)
             await connector.admit(request)
-            request.body = incoming = await self._body(http, connector.settings.max_request_bytes)
+            request.body = await self._body(http, connector.settings.max_request_bytes)
+            bodies.append(request.body)
             sender = await connector.verify(request)
             found = await connector.extract(request, sender)
+            if not isinstance(found, Reply):
+                bodies += (message.body for message in found)  # the connector may have written them itself
             reply = found if isinstance(found, Reply) else connector.reply(request, await self._accept(name, found))
             if reply.ignored:
                 self._intake.ignored(name, reply.ignored)
@@ -121,8 +125,9 @@ class Web:
         except Exception as error:
             return self._refuse(name, connector, request, error)
         finally:
-            if isinstance(incoming, BodyFile):
-                incoming.path.unlink(missing_ok=True)
+            for body in bodies:
+                if isinstance(body, BodyFile):
+                    body.path.unlink(missing_ok=True)
 
     async def _accept(self, name: str, messages: Sequence[RawMessage]) -> list[Receipt]:
         if len(messages) == 1:

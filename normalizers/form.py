@@ -1,11 +1,13 @@
 """A submitted web form, in any of its three formats.
 
 The form as it was when it was filled in is in the facts: `fields` (name -> type and detail, see `gateway.fields.Spec`),
-`source`, `language`, `suspect`. What the configuration says now does not matter.
+`source`, `language`, `suspect`. What the configuration says now does not matter. Where the channel knows who fills it
+in, they say so: `identities` (as in the envelope), `conversation`, and in `verified` the fields that it vouches for.
 
     theirs                          ours
+    who is logged in                sender.identities, verified, and conversation
     subject, text, name             subject, text and full_text, sender.name
-    email, phone of that type       sender.identities, not verified
+    email, phone of that type       sender.identities, not verified but where the facts say so
     files                           parts
     ?source=                        fields.source
     every other field               fields, by its own name
@@ -28,13 +30,14 @@ def normalize(raw: StoredMessage) -> Draft:
     given = read_body(raw.body, raw.content_type, keep_content=True)
     specs = {name: Spec(*spec) for name, spec in raw.facts.get("fields", {}).items()}
     places: dict[str, str] = {}
-    identities: list[Identity] = []
+    identities = [Identity(**known) for known in raw.facts.get("identities", ())]
+    verified = raw.facts.get("verified", ())
     fields: dict[str, Value] = {}
     for name, type_, value in _values(specs, given):
         if name in _PLACES and isinstance(value, str):
             places[name] = value
-        elif name in _IDENTITIES and type_ == name:
-            identities.append(Identity(kind=name, value=str(value)))
+        elif type_ in _IDENTITIES and (name == type_ or name in verified):
+            identities.append(Identity(kind=type_, value=str(value), verified=name in verified))
         else:
             fields[name] = value
     if source := raw.facts.get("source"):
@@ -43,6 +46,7 @@ def normalize(raw: StoredMessage) -> Draft:
     text = places.get("text", "")
     message = Message(
         kind="form",
+        conversation=raw.facts.get("conversation"),
         sender=Sender(name=places.get("name"), identities=tuple(identities)),
         subject=places.get("subject"),
         text=text,

@@ -23,7 +23,6 @@ from ruamel.yaml import YAML
 from connectors.webform import (
     HONEYPOT,
     Connector,
-    accepted_language,
     form_url,
     origin_of,
     write_qr,
@@ -31,6 +30,7 @@ from connectors.webform import (
 from gateway import identity
 from gateway.contract import BodyFile, Context, RawMessage, Receipt, Reply, Request, StoredMessage
 from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable, wire_error
+from gateway.fields import accepted_language
 from normalizers.form import normalize
 
 ROOT = Path(__file__).parents[2]

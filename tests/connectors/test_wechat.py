@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from structlog.testing import capture_logs
 
-from connectors.wechat import ASK_SECS, Connector
+from connectors.wechat import Connector
 from gateway.contract import (
     Apart,
     Context,
@@ -32,6 +32,7 @@ from gateway.contract import (
     Wanted,
 )
 from gateway.errors import Rejected, Unavailable
+from gateway.wechat.conversation import ASK_SECS
 from tests.wechat.peer import AES_KEY, APPID, NOW, OTHER_AES_KEY, TOKEN, Peer, call, fields, sign
 
 EXAMPLE = Path(__file__).parents[2] / "config/channels/wechat.example.yaml"
@@ -630,6 +631,7 @@ async def test_in_plaintext_our_address_is_not_asked() -> None:
         {"aes_key": None},
         {"secret": ""},
         {"api_base_url": "api.weixin.qq.com"},
+        {"api_base_url": "http://api.weixin.qq.com"},
         {"events": {"CLICK": "some"}},
         {"max_request_bytes": 1 << 20},
         {"unknown": 1},

@@ -71,6 +71,11 @@ class Driver:
         """A file with `channels: {NAME: {…}}`, of one channel."""
         return ROOT / f"config/channels/{self.type}.example.yaml"
 
+    @asynccontextmanager
+    async def world(self) -> AsyncIterator[None]:
+        """What has to be there before the connector starts. `overrides` may rely on it."""
+        yield
+
     def overrides(self) -> dict[str, Any]:
         """Keys of the channel that have to differ from the example: a free port, a server of the test's own."""
         return {}
@@ -101,8 +106,8 @@ class WebhookDriver(Driver, ABC):
         """Well authenticated, and no message."""
         return self.authenticated(replace(self.message("malformed"), body=b"\xff{"))
 
-    def raw(self, call: Call) -> bytes:
-        """The message in a well authenticated call, as it is kept."""
+    def raw(self, call: Call) -> bytes | None:
+        """The message in a well authenticated call, as it is kept; None: the connector makes that, anew each time."""
         return call.body
 
     # What its answers mean. A channel whose vendor wants them otherwise says so here.
@@ -133,11 +138,6 @@ Verdict = Literal["yes", "no", "later"]
 
 class RunningDriver(Driver, ABC):
     """The other side of a channel that runs on its own: a client of its listener, or the server that it reads from."""
-
-    @asynccontextmanager
-    async def world(self) -> AsyncIterator[None]:
-        """What has to be there before the connector starts. `overrides` may rely on it."""
-        yield
 
     @abstractmethod
     async def deliver(self, native_id: str) -> Verdict:

@@ -17,7 +17,7 @@ from gateway.app import Gateway
 from gateway.contract import Accept, Connector, RunningConnector, StoredMessage
 from gateway.envelope import Envelope
 from gateway.settings import GatewaySettings, load, secret_values
-from tests.contract.driver import Answer, Call, Driver, RunningDriver, WebhookDriver
+from tests.contract.driver import Answer, Call, Driver, WebhookDriver
 from tests.contract.watch import Log
 
 Check = Callable[["Rig"], Coroutine[Any, Any, None]]
@@ -69,8 +69,7 @@ class Rig:
     async def running(self) -> AsyncIterator["Rig"]:
         """As `Gateway.run` does it, without signals. At its end the books balance, and nothing secret was let out."""
         async with AsyncExitStack() as world:
-            if isinstance(self.driver, RunningDriver):
-                await world.enter_async_context(self.driver.world())
+            await world.enter_async_context(self.driver.world())
             self._http = await world.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
             self._redis = await world.enter_async_context(Redis.from_url(self._redis_url, decode_responses=True))
             self.gateway = Gateway(self.folder / "gateway.yaml", self._settings(), self.log.redactor)

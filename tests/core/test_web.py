@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -413,6 +414,28 @@ async def test_a_refused_large_body_is_gone(serve: Serve) -> None:
     assert status == 401
     assert listener.left() == []
     assert await waiting(listener.rig.spool) == []
+
+
+async def test_a_body_that_the_connector_wrote_goes_with_the_refusal(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = await serve()
+
+    async def write(_: Request, __: Mapping[str, Any]) -> Sequence[RawMessage]:
+        path = listener.rig.spool.scratch()
+        path.write_bytes(b"files and values")
+        return [RawMessage("note", BodyFile(path, 16, sha256(b"files and values").digest()), "n1")]
+
+    async def refuse(_: str, __: RawMessage) -> Receipt:
+        raise Unavailable("spool_full")
+
+    monkeypatch.setattr(listener.probe, "extract", write)
+    monkeypatch.setattr(listener.rig.intake, "accept", refuse)
+
+    status, _, _ = await listener.ask()
+
+    assert status == 503
+    assert listener.left() == []
 
 
 async def test_a_body_that_unpacks_to_too_much_is_refused(serve: Serve) -> None:

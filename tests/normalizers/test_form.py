@@ -173,3 +173,20 @@ def test_any_values_give_a_message(values: dict[str, list[str]]) -> None:
 
     assert draft == normalize(stored(body))
     draft.message.model_dump_json()
+
+
+def test_who_is_logged_in_is_known_and_what_the_channel_vouches_for_is_verified() -> None:
+    body = urlencode([("text", "坏了"), ("phone", "+8613812345678"), ("second_phone", "+442079460958")]).encode()
+    openid = {"kind": "wechat_openid", "value": "oUser01", "verified": True, "account": "wx01"}
+
+    draft = normalize(
+        stored(body, identities=[openid], verified=["second_phone"], conversation="wechat:wx01:oUser01", language=None)
+    )
+
+    assert draft.message.conversation == "wechat:wx01:oUser01"
+    assert draft.message.sender.identities == (
+        Identity(kind="wechat_openid", value="oUser01", verified=True, account="wx01"),
+        Identity(kind="phone", value="+8613812345678"),
+        Identity(kind="phone", value="+442079460958", verified=True),
+    )
+    assert "second_phone" not in draft.message.fields
