@@ -120,6 +120,10 @@ class Map(Settings):
     started_at: Paths = ()
     answered_at: Paths = ()
     ended_at: Paths = ()
+    timestamp: Paths = Field(
+        default=(),
+        description="when this very event was: the start of a ring, the answer or the end, where no other path says it",
+    )
     ring_seconds: Paths = ()
     talk_seconds: Paths = ()
     their_result: Paths = ()
@@ -205,7 +209,7 @@ class Preset(Settings):
     def _demand_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
-        except (OSError, ValueError) as error:  # ZoneInfoNotFoundError is a KeyError, and an OSError for odd names
+        except (KeyError, OSError, ValueError) as error:  # by what is wrong with the name
             raise ValueError("expected the name of a time zone, such as Asia/Shanghai") from error
         return name
 

@@ -15,9 +15,10 @@ from itertools import pairwise
 from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
-from gateway import formdata, xmltree
+from gateway import formdata
 from gateway.contract import BodyFile, Request
 from gateway.errors import Rejected
+from gateway.voice import xmltree
 from gateway.voice.preset import Format, Preset
 
 MAX_BYTES = 4 << 20

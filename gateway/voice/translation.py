@@ -130,20 +130,17 @@ class _View:
 
     def _agrees(self, path: str, values: Sequence[str]) -> bool:
         texts = self.texts((path,))
-        return any(_is(texts, value) or (value == PRESENT and _is_something(self.at(path))) for value in values)
+        there = bool(texts) or any(isinstance(value, dict) and value for value in self.at(path))
+        return any(_is(texts, value, there) for value in values)
 
 
-def _is(texts: Sequence[str], value: str) -> bool:
-    if value == ABSENT:
-        return not texts
+def _is(texts: Sequence[str], value: str, there: bool) -> bool:
+    if value in (PRESENT, ABSENT):
+        return there is (value == PRESENT)
     if value in (POSITIVE, ZERO):
         positive = any(_NUMERIC.fullmatch(text) and float(text) > 0 for text in texts)
         return positive is (value == POSITIVE)
     return value in texts
-
-
-def _is_something(found: Sequence[Any]) -> bool:
-    return any(value not in (None, "", {}) for value in found)
 
 
 def _walk(data: Any, path: str) -> list[Any]:
@@ -189,7 +186,7 @@ def _report(preset: Preset, view: _View, own_id: str, region: str) -> Report:
     callee = numbers.number(view.text(names.callee), region)
     direction, hangup = view.first(preset.directions), view.first(preset.hangups)
     known = {name: view.text(getattr(names, name)) or None for name in _TEXTS}
-    moments = {name: view.moment(name, getattr(names, name)) for name in ("started_at", "answered_at", "ended_at")}
+    moments = _moments(view, event)
     lengths = {name: view.seconds(name, getattr(names, name)) for name in ("ring_seconds", "talk_seconds")}
     their_result = known["their_result"]
     return Report(
@@ -217,6 +214,16 @@ def _report(preset: Preset, view: _View, own_id: str, region: str) -> Report:
     )
 
 
+def _moments(view: _View, event: EventRule | None) -> dict[str, datetime | None]:
+    names = view.preset.map
+    found = {name: view.moment(name, getattr(names, name)) for name in _WHEN.values()}
+    own = _WHEN.get(event.then) if event else None
+    if own and found[own] is None:
+        found[own] = view.moment("timestamp", names.timestamp)
+    return found
+
+
+_WHEN = {"ring": "started_at", "answered": "answered_at", "ended": "ended_at"}
 _TEXTS = ("caller_name", "their_result", "ivr_choice", "queue", "agent")
 
 
