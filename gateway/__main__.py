@@ -11,14 +11,14 @@ from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
 import orjson
 import typer
 from redis.exceptions import RedisError
 
-from gateway import __version__, app, check, console, follow, oldmail, registry, template
+from gateway import __version__, console, follow, registry, template
 from gateway.adminclient import ask, ask_bytes
 from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
 from gateway.publisher import connect
@@ -26,6 +26,11 @@ from gateway.redis_server import redis_socket
 from gateway.schema import config_schema, envelope_schema
 from gateway.settings import GatewaySettings, Whereabouts, load, locate
 
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+    from gateway.check import Verdict
+
+# `app`, `check` and `oldmail` are imported by the commands that need them: who only asks the daemon waits half as long.
 _PLACES = (Path("/etc/huiru/gateway.yaml"), Path("config/gateway.yaml"))
 _DURATION = re.compile(r"([0-9]{1,6}[dhms]){1,4}")
 _UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -115,6 +120,8 @@ def _root(
 @cli.command()
 def run(config: Config = None) -> None:
     """Run the daemon in the foreground."""
+    from gateway import app
+
     file = _file(config)
     raise typer.Exit(app.main(file, lambda gateway: _announce(gateway, file)))
 
@@ -126,6 +133,8 @@ def check_(
     json: Json = False,
 ) -> None:
     """Validate the configuration; say file, line, key and remedy of what is wrong."""
+    from gateway import check
+
     file = _file(config)
     try:
         settings = load(file, os.environ)
@@ -239,6 +248,8 @@ def import_(
     json: Json = False,
 ) -> None:
     """Bring old mail into the stream, whether the daemon runs or not. Run again, it goes on where it ended."""
+    from gateway import oldmail
+
     tally = oldmail.bring(_file(config), _whereabouts(config), channel, paths)
     _print_json(asdict(tally)) if json else console.screen().print(console.imported(asdict(tally)))
     raise typer.Exit(0 if tally.well else 1)
@@ -369,8 +380,10 @@ def _write_raw(content: bytes) -> None:
         sys.stdout.buffer.write(content)
 
 
-def _announce(gateway: app.Gateway, file: Path) -> None:
+def _announce(gateway: "Gateway", file: Path) -> None:
     """Where everything is, for whoever just started it; but not among JSON lines."""
+    from gateway import check
+
     if gateway.settings.log.format == "json":
         return
     at = gateway.admin_address
@@ -402,7 +415,9 @@ def _redis_cli(where: Whereabouts) -> str:
     return f"redis-cli -u {redis.shown_url}"
 
 
-def _show_check(file: Path, settings: GatewaySettings, verdicts: Sequence[check.Verdict]) -> None:
+def _show_check(file: Path, settings: GatewaySettings, verdicts: Sequence["Verdict"]) -> None:
+    from gateway import check
+
     screen = console.screen()
     channels = check.addresses(settings, settings.http.base_url())
     rows = [

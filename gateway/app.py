@@ -9,30 +9,40 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 from aiohttp import web
-from pydantic import BaseModel, SecretStr
 
 from gateway import host, registry, secret
 from gateway.acknowledgement import Acknowledgements
 from gateway.address import Address
 from gateway.admin import AdminApi, health_application
 from gateway.blobs import Blobs
-from gateway.contract import ChannelSettings, Connector, Context, Receipt, RunningConnector, WebhookConnector
+from gateway.contract import (
+    ChannelSettings,
+    Connector,
+    Context,
+    Receipt,
+    RunningConnector,
+    Uploads,
+    WebhookConnector,
+)
 from gateway.errors import ConfigError, HuiruError, Rejected, Unavailable
+from gateway.fetch import Fetcher
 from gateway.intake import Intake
 from gateway.lease import Leases
 from gateway.mail import archive
+from gateway.media import Media
 from gateway.outbox import Outbox
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
 from gateway.redis_server import RedisServer
-from gateway.settings import GatewaySettings, load
+from gateway.settings import GatewaySettings, load, secret_values
+from gateway.shared import SharedState
 from gateway.spool import NEWEST, Spool
 from gateway.supervisor import Supervisor
 from gateway.telemetry import CredentialCollector, LedgerCollector, Metrics, MissingCollector, Redactor, set_up_logging
@@ -142,6 +152,8 @@ class Gateway:
         self._build(settings, state, memo)
         stack.push_async_callback(self._publisher.close)
         stack.push_async_callback(self._leases.close)
+        stack.push_async_callback(self._shared.close)
+        stack.push_async_callback(self._fetcher.close)
         stack.push_async_callback(self._workers.close)
 
     async def _start_redis(self, stack: AsyncExitStack, settings: GatewaySettings, state: Path) -> None:
@@ -169,6 +181,8 @@ class Gateway:
             changed=lambda up: self._metrics.redis_up.set(up),
         )
         self._leases = Leases(settings.redis, settings.stream.name, state, spool=memo[_SPOOL_ID])
+        self._shared = SharedState(settings.redis, settings.stream.name, state)
+        self._fetcher = Fetcher(settings.media)
         self._blobs = Blobs(
             state / "blobs",
             settings.blobs.url,
@@ -189,12 +203,23 @@ class Gateway:
             timeout_secs=settings.normalize.timeout_secs,
             memory_bytes=settings.normalize.memory_bytes,
         )
+        self._media = Media(
+            self._spool.media,
+            self._blobs,
+            self._metrics,
+            settings.media,
+            connectors=lambda: self._connectors,
+            door=self._intake.door,
+            wake=self._intake.arrived.set,
+            max_tries=settings.spool.max_tries,
+        )
         self._pipeline = Pipeline(
             self._spool,
             self._publisher,
             self._blobs,
             self._metrics,
             self._workers,
+            self._media,
             spool_id=memo[_SPOOL_ID],
             source=self._intake.source,
             channels=lambda: self.settings.channels,
@@ -234,11 +259,12 @@ class Gateway:
         upkeep = Upkeep(self._spool, self._blobs, self._publisher, self.settings, self._pipeline.wake)
         tasks = [
             asyncio.create_task(self._pipeline.run(), name="pipeline"),
+            asyncio.create_task(self._media.run(), name="media"),
             *(asyncio.create_task(duty, name="upkeep") for duty in upkeep.duties()),
         ]
         for task in tasks:
             task.add_done_callback(self._on_end)
-        stack.push_async_callback(lambda: _cancel(self._pipeline.in_work()))
+        stack.push_async_callback(lambda: _cancel(self._pipeline.in_work() + self._media.in_work()))
         stack.push_async_callback(_cancel, tasks)
         stack.push_async_callback(self._drain)
 
@@ -298,6 +324,9 @@ class Gateway:
             self._spool.memory(name),
             self._leases.of(name),
             self._spool.scratch,
+            self._shared,
+            self._fetcher,
+            _Uploads(self._blobs),
         )
         return registry.connector(channel.type)(name, channel, context)
 
@@ -399,23 +428,17 @@ class Gateway:
         host.notify("READY=1")
 
 
-def secret_values(settings: BaseModel) -> Iterator[str]:
-    """Every secret in the settings, for the logs to leave out."""
-    for name in type(settings).model_fields:
-        yield from _secrets_in(getattr(settings, name))
+class _Uploads(Uploads):
+    """Files that come before their message lie among the attachments."""
 
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
 
-def _secrets_in(value: object) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        yield from secret_values(value)
-    elif isinstance(value, Mapping):
-        for member in value.values():
-            yield from _secrets_in(member)
-    elif isinstance(value, tuple | list):
-        for member in value:
-            yield from _secrets_in(member)
+    async def keep(self, content: bytes, /) -> str:
+        return await self._blobs.put(content)
+
+    async def get(self, digest: str, /) -> bytes:
+        return await self._blobs.get(digest)
 
 
 async def _serve(stack: AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> None:

@@ -43,6 +43,11 @@ class Blobs:
             raise Unavailable(reason=f"the blob store refused: {error}") from error
         return digest
 
+    async def get(self, digest: str) -> bytes:
+        """The content. Raises as `open` does."""
+        _, chunks = await self.open(digest)
+        return b"".join([bytes(chunk) async for chunk in chunks])
+
     async def open(self, digest: str) -> tuple[int, AsyncIterable[bytes]]:
         """Size and content. Raises Rejected("gone") when its retention has ended, Unavailable when the store fails."""
         try:

@@ -11,14 +11,13 @@ from redis.exceptions import RedisError
 
 from gateway import follow, registry
 from gateway.address import Address
-from gateway.app import secret_values
 from gateway.contract import ChannelSettings, Connector, Context, WebhookConnector
 from gateway.errors import ConfigError, HuiruError
 from gateway.outbox import ServerTrouble, connected
 from gateway.publisher import connect
 from gateway.redis_server import find_server
 from gateway.secret import Secrets
-from gateway.settings import GatewaySettings, OutgoingMail
+from gateway.settings import GatewaySettings, OutgoingMail, secret_values
 
 _PROBE_SECS = 30
 _OLDEST_REDIS = (6, 2)

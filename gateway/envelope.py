@@ -1,17 +1,20 @@
 """The ticket envelope, version 1: a CloudEvents 1.0 event in the JSON format (github.com/cloudevents/spec).
 
+An event of the type `huiru.message.update.v1` is no ticket: it adds to the one in `data.updates`, which its reader may
+not know. It has the same form; what it does not add is empty.
+
 What stands here is a promise to every consumer. Fields may be added within v1; none is removed or changes its meaning.
 Unknown values are null or absent from lists, never invented. Times are RFC 3339 in UTC.
 """
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-TYPE = "huiru.message.v1"
-UPDATE_TYPE = "huiru.message.update.v1"
+TYPE: Final = "huiru.message.v1"
+UPDATE_TYPE: Final = "huiru.message.update.v1"
 DATA_SCHEMA = "urn:huiru:message:v1"
 
 
@@ -215,7 +218,7 @@ class Envelope(Model):
     specversion: Literal["1.0"] = "1.0"
     id: str
     source: str
-    type: str = TYPE
+    type: Literal["huiru.message.v1", "huiru.message.update.v1"] = TYPE
     time: Time
     subject: str = Field(description="the conversation key")
     datacontenttype: Literal["application/json"] = "application/json"
@@ -228,6 +231,7 @@ def event(
     source: str,
     message: Message,
     *,
+    type_: str = TYPE,
     reference: str,
     channel: dict[str, str],
     conversation: str,
@@ -249,7 +253,7 @@ def event(
             "specversion": "1.0",
             "id": id_,
             "source": source,
-            "type": TYPE,
+            "type": type_,
             "time": time,
             "subject": conversation,
             "datacontenttype": "application/json",

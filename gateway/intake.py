@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -94,6 +94,12 @@ class Intake:
         """Counts and logs a message that was not accepted."""
         self._metrics.refused.labels(channel, error.code).inc()
         log.info("refused", channel=channel, code=error.code, reason=error.reason)
+
+    def ignored(self, channel: str, codes: Sequence[str]) -> None:
+        """Counts what a channel was told, and is no message by its settings."""
+        for code in codes:
+            self._metrics.ignored.labels(channel, code).inc()
+        log.info("ignored", channel=channel, codes=codes)
 
     def troubles(self) -> list[str]:
         """Why messages cannot be accepted now; empty when they can (R16)."""

@@ -20,11 +20,12 @@ import structlog
 from gateway import registry
 from gateway.blobs import Blobs
 from gateway.contract import ChannelSettings, Draft, Normalizer, Part, StoredMessage
-from gateway.envelope import TYPE, Attachment, Message, event
+from gateway.envelope import TYPE, UPDATE_TYPE, Attachment, Identity, Message, Omission, event
 from gateway.errors import Rejected, Unavailable
-from gateway.identity import reference
+from gateway.identity import message_id, reference
 from gateway.letter import Letter, Suppressed
-from gateway.mediatype import sniff
+from gateway.media import Media, NotYet, described
+from gateway.mediabox import Found
 from gateway.publisher import Item, Publisher, Result, mark_of
 from gateway.spool import DUPLICATE, PUBLISHED, QUARANTINED, WAITING, Outcome, Row, Spool
 from gateway.telemetry import Metrics
@@ -39,7 +40,6 @@ _LONGEST_WAIT_SECS = 300.0  # between two tries of one message
 _SLICE_SECS = 0.0005  # of normalising, before whoever wants to be accepted gets a turn
 _IDLE_TURN_SECS = 0.0001  # a turn of the event loop that took longer had something else to do
 _PATIENCE_SECS = 0.002  # with them, after each slice: a fifth of the time is the pipeline's at least
-_HEAD_BYTES = 4096
 _HEAVY_PER_WORKER = 2  # in work: one is published while the next is normalised
 
 Acknowledge = Callable[[int, StoredMessage, Message], Letter | Suppressed | None]
@@ -62,6 +62,7 @@ class Pipeline:
         blobs: Blobs,
         metrics: Metrics,
         workers: Workers,
+        media: Media,
         *,
         spool_id: str,
         source: Callable[[str], str],
@@ -78,6 +79,7 @@ class Pipeline:
         self._blobs = blobs
         self._metrics = metrics
         self._workers = workers
+        self._media = media
         self._spool_id = spool_id
         self._source = source
         self._channels = channels
@@ -198,13 +200,15 @@ class Pipeline:
         """None while something is to be published again: a restart in the midst of it has to begin anew."""
         return "" if self.replaying else self._publisher.bookmark
 
-    async def _items(self, rows: list[Row]) -> tuple[list[Ready], list[Outcome]]:
+    async def _items(self, rows: list[Row], *, again: bool = False) -> tuple[list[Ready], list[Outcome]]:
         items: list[Ready] = []
         outcomes: list[Outcome] = []
         until = time.perf_counter() + _SLICE_SECS
         for row in rows:
             try:
-                items.append(await self._item(row))
+                items.append(await self._item(row, again=again))
+            except NotYet as wait:
+                outcomes.append(Outcome(row.seq, row.message.channel, WAITING, not_before=wait.until))
             except Exception as error:
                 outcomes.append(self._failed(row, error))
             if time.perf_counter() > until:
@@ -277,7 +281,7 @@ class Pipeline:
 
     async def _once_more(self, rows: list[Row]) -> bool:
         """False when the blob store refused."""
-        items, outcomes = await self._items(rows)
+        items, outcomes = await self._items(rows, again=True)
         results = await self._publisher.publish([item for _, item, _ in items]) if items else []
         added = results.count(Result.ADDED)
         self._metrics.republished.inc(added)
@@ -292,17 +296,20 @@ class Pipeline:
 
     # A message's envelope
 
-    async def _item(self, row: Row) -> Ready:
+    async def _item(self, row: Row, *, again: bool) -> Ready:
         if row.fault:
             raise Rejected("unreadable", reason=row.fault)
         raw = row.message
         draft = await self._draft(row)
-        attachments = await self._attachments(draft, raw.received_at)
         conversation = draft.message.conversation or raw.id
-        event = self._event(row, draft.message, conversation, attachments)
+        found = await self._media.of(row, draft, conversation, now=again) if draft.wanted else []
+        attachments = await self._attachments(draft, found, raw.received_at)
+        message = _completed(draft.message, found) if found else draft.message
+        type_ = TYPE if draft.updates is None else UPDATE_TYPE
+        event = self._event(row, type_, message, conversation, attachments, self._updated(raw.channel, draft.updates))
         mark = mark_of(row.fingerprint, self._spool_id, row.seq)
-        item = Item(raw.id, mark, TYPE, raw.channel, conversation, event)
-        return row, item, self._acknowledge(row.seq, raw, draft.message)
+        item = Item(raw.id, mark, type_, raw.channel, conversation, event)
+        return row, item, None if draft.updates else self._acknowledge(row.seq, raw, message)
 
     async def _draft(self, row: Row) -> Draft:
         if row.size > self._light_bytes:
@@ -314,31 +321,42 @@ class Pipeline:
             self._normalizers[kind] = registry.normalizer(kind)
         return self._normalizers[kind]
 
-    async def _attachments(self, draft: Draft, since: datetime) -> list[dict[str, Any]]:
-        return [(await self._attachment(n, part, since)).model_dump() for n, part in enumerate(draft.parts, 1)]
+    async def _attachments(self, draft: Draft, found: list[Found], since: datetime) -> list[dict[str, Any]]:
+        files = [await self._kept(part) for part in draft.parts] + [one["file"] for one in found if "file" in one]
+        return [self._attachment(n, file, since) for n, file in enumerate(files, 1)]
 
-    async def _attachment(self, n: int, part: Part, since: datetime) -> Attachment:
-        digest = await self._blobs.put(part.content)
-        content_type = sniff(part.content[:_HEAD_BYTES], part.filename, part.content_type)
-        filename = part.filename or f"attachment-{n}"
-        return Attachment(
-            id=str(n),
-            filename=filename,
-            content_type=content_type,
-            size=len(part.content),
-            sha256=digest,
-            inline=part.inline,
-            content_id=part.content_id,
-            url=self._blobs.url(digest, filename, content_type, since),
-        )
+    async def _kept(self, part: Part) -> dict[str, Any]:
+        """The part in the blob store, as an attachment that has no address yet."""
+        return described(part, await self._blobs.put(part.content))
 
-    def _event(self, row: Row, message: Message, conversation: str, attachments: list[dict[str, Any]]) -> bytes:
+    def _attachment(self, n: int, file: dict[str, Any], since: datetime) -> dict[str, Any]:
+        named = file | {"filename": file["filename"] or f"attachment-{n}"}
+        url = self._blobs.url(named["sha256"], named["filename"], named["content_type"], since)
+        return Attachment(id=str(n), url=url, **named).model_dump()
+
+    def _updated(self, channel: str, native_id: str | None) -> dict[str, str] | None:
+        """The ticket that an update belongs to."""
+        if native_id is None:
+            return None
+        id_ = message_id(self._source(channel), native_id, b"")
+        return {"id": id_, "reference": reference(id_)}
+
+    def _event(
+        self,
+        row: Row,
+        type_: str,
+        message: Message,
+        conversation: str,
+        attachments: list[dict[str, Any]],
+        updates: dict[str, str] | None,
+    ) -> bytes:
         raw = row.message
         channel = self._channels().get(raw.channel)
         return event(
             raw.id,
             self._source(raw.channel),
             message,
+            type_=type_,
             conversation=conversation,
             received_at=raw.received_at,
             delivered_at=_delivered(raw),
@@ -347,6 +365,7 @@ class Pipeline:
             native_id=raw.native_id,
             attachments=attachments,
             conflict_with=row.conflict_with,
+            updates=updates,
             raw={
                 "sha256": row.sha256.hex(),
                 "size": row.size,
@@ -354,6 +373,21 @@ class Pipeline:
             },
             **_routing(message, channel),
         )
+
+
+def _completed(message: Message, found: list[Found]) -> Message:
+    """With what was found of its sender, and what was left out."""
+    left_out = [Omission(**one["omission"]) for one in found if "omission" in one]
+    changes: dict[str, Any] = {"omissions": (*message.omissions, *left_out)}
+    for one in found:
+        if profile := one.get("profile"):
+            sender = message.sender
+            known = {(identity.kind, identity.value) for identity in sender.identities}
+            new = [Identity(**its) for its in profile["identities"] if (its["kind"], its["value"]) not in known]
+            given = {"name": sender.name or profile["name"], "identities": (*sender.identities, *new)}
+            changes |= {"sender": sender.model_copy(update=given)}
+            changes |= {"language": message.language or profile["language"]}
+    return message.model_copy(update=changes)
 
 
 async def _give_way() -> None:

@@ -36,6 +36,7 @@ def _fill(target: sqlite3.Connection, damaged: Path, schema: str) -> int:
             target.execute("BEGIN IMMEDIATE")
             saved = sum(_copy(source, target, seq) for seq in _readable(source))
             _copy_letters(source, target)
+            _copy_media(source, target)
             _copy_memory(source, target)
             _count(target)
             target.execute("COMMIT")
@@ -78,6 +79,12 @@ def _copy_letters(source: sqlite3.Connection, target: sqlite3.Connection) -> Non
     with contextlib.suppress(sqlite3.DatabaseError):
         for letter in source.execute("SELECT * FROM letter"):
             _insert(target, "letter", letter)
+
+
+def _copy_media(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    with contextlib.suppress(sqlite3.DatabaseError):  # what is lost is fetched again
+        for thing in source.execute("SELECT * FROM media"):
+            _insert(target, "media", thing)
 
 
 def _copy_memory(source: sqlite3.Connection, target: sqlite3.Connection) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
     ByteSize,
     Field,
@@ -282,6 +283,27 @@ class NormalizeSettings(Settings):
     )
 
 
+class MediaSettings(Settings):
+    """What messages refer to is fetched after they were accepted: WeChat's pictures and voices, recordings of calls."""
+
+    wait_secs: float = Field(
+        default=600,
+        ge=0,
+        le=259_200,
+        description="how long a ticket waits for its files; then it goes out without them, and what comes later follows"
+        " as an update",
+    )
+    give_up_hours: float = Field(default=72, gt=0, le=720, description="how long a file is tried for")
+    concurrency: int = Field(default=4, ge=1, le=64, description="files fetched at a time")
+    max_bytes: ByteSize = Field(default=ByteSize(32 << 20), ge=1024, description="larger files are left out")
+    timeout_secs: float = Field(default=60, gt=0, le=3600, description="for one try")
+    max_redirects: int = Field(default=3, ge=0, le=20, description="that are followed")
+    allow_networks: tuple[Network, ...] = Field(
+        default=(),
+        description="networks that are not public and may be fetched from all the same, such as a recorder's",
+    )
+
+
 class BlobSettings(Settings):
     """Where attachments lie."""
 
@@ -365,6 +387,7 @@ class GatewaySettings(Whereabouts):
     admin: AdminSettings = Field(default=AdminSettings(), description="where health and metrics are served")
     spool: SpoolSettings = Field(default=SpoolSettings(), description="the journal on disk")
     normalize: NormalizeSettings = Field(default=NormalizeSettings(), description="large messages")
+    media: MediaSettings = Field(default=MediaSettings(), description="files that are fetched")
     blobs: BlobSettings = Field(default=BlobSettings(), description="attachments")
     outgoing_mail: OutgoingMail | None = Field(
         default=None, description="the server that acknowledgements are sent through; null: none are sent"
@@ -429,6 +452,25 @@ def locate(path: Path, env: Mapping[str, str]) -> Whereabouts:
     file.data = {key: value for key, value in file.data.items() if key in ours}
     file.faults = [fault for fault in file.faults if not fault.key or fault.key[0] in ours]
     return _validated(Whereabouts, file, path)
+
+
+def secret_values(settings: BaseModel) -> Iterator[str]:
+    """Every secret in the settings, for the logs to leave out."""
+    for name in type(settings).model_fields:
+        yield from _secrets_in(getattr(settings, name))
+
+
+def _secrets_in(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        yield from secret_values(value)
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _secrets_in(member)
+    elif isinstance(value, tuple | list):
+        for member in value:
+            yield from _secrets_in(member)
 
 
 def _validated(model: type[Model], file: ConfigFile, path: Path) -> Model:

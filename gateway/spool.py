@@ -33,6 +33,8 @@ from gateway.journal import Damaged, Journal
 from gateway.letter import Letter, Suppressed
 from gateway.letterbox import SCHEMA as LETTERS
 from gateway.letterbox import Letterbox
+from gateway.mediabox import SCHEMA as MEDIA
+from gateway.mediabox import Mediabox
 from gateway.salvage import salvage
 
 log = structlog.get_logger()
@@ -41,7 +43,7 @@ WAITING, PUBLISHED, DUPLICATE, QUARANTINED = range(4)
 HEAVIER_THAN = 64 << 10  # bytes: a heavy message has more, so that an index can hold the few there are
 ROW_BYTES = 512  # what a message costs in the database beside its body, about
 
-_SCHEMA = f"""{LETTERS}
+_SCHEMA = f"""{LETTERS}{MEDIA}
 CREATE TABLE IF NOT EXISTS message (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, fingerprint BLOB NOT NULL, state INTEGER NOT NULL,
   channel TEXT NOT NULL, kind TEXT NOT NULL, native_id TEXT, content_type TEXT NOT NULL, facts BLOB NOT NULL,
@@ -169,6 +171,7 @@ class Spool:
             count=lambda channel, name, n: self._count(channel, **{name: n}),
             clock=clock,
         )
+        self.media = Mediabox(self._journal, clock)
 
     # Life
 
@@ -570,6 +573,7 @@ class Spool:
 
     def _delete(self, db: sqlite3.Connection, seq: int, id_: str, size: int) -> None:
         db.execute("DELETE FROM message WHERE seq = ?", (seq,))
+        db.execute("DELETE FROM media WHERE seq = ?", (seq,))
         if not db.execute("DELETE FROM body WHERE seq = ?", (seq,)).rowcount:
             self._obsolete.append(self._raw / id_)
         self._bytes_change -= size + ROW_BYTES

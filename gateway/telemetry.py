@@ -25,6 +25,8 @@ IN_QUARANTINE = "huiru_quarantine_messages"
 LAST_MESSAGE = "huiru_last_message_timestamp_seconds"
 SPOOL_BYTES = "huiru_spool_bytes"
 REFUSED = "huiru_messages_refused"
+IGNORED = "huiru_messages_ignored"
+MEDIA_FETCHED = "huiru_media_fetches"
 ACCEPT_SECONDS = "huiru_accept_seconds"
 PUBLISH_LAG_SECONDS = "huiru_publish_lag_seconds"
 REDIS_UP = "huiru_redis_up"
@@ -51,6 +53,15 @@ class Metrics:
         self.registry = CollectorRegistry()
         ours: Any = {"registry": self.registry}
         self.refused = Counter(REFUSED, "Messages not accepted, by cause", ["channel", "code"], **ours)
+        self.ignored = Counter(
+            IGNORED, "Understood, and no message by the channel's settings, by kind", ["channel", "code"], **ours
+        )
+        self.media_fetched = Counter(
+            MEDIA_FETCHED,
+            "Tries to fetch what messages refer to: fetched, failed, given_up",
+            ["channel", "result"],
+            **ours,
+        )
         self.republished = Counter(REPUBLISHED, "Messages published again because Redis had lost them", **ours)
         self.accept_seconds = Histogram(
             ACCEPT_SECONDS,

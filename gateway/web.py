@@ -114,10 +114,10 @@ class Web:
             request.body = incoming = await self._body(http, connector.settings.max_request_bytes)
             sender = await connector.verify(request)
             found = await connector.extract(request, sender)
-            if isinstance(found, Reply):
-                return found
-            receipts = await self._accept(name, found)
-            return connector.reply(request, receipts)
+            reply = found if isinstance(found, Reply) else connector.reply(request, await self._accept(name, found))
+            if reply.ignored:
+                self._intake.ignored(name, reply.ignored)
+            return reply
         except Exception as error:
             return self._refuse(name, connector, request, error)
         finally:

@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from ruamel.yaml import YAML
 from yarl import URL
 
-from gateway.app import Gateway, secret_values
+from gateway.app import Gateway
 from gateway.contract import Accept, Connector, RunningConnector, StoredMessage
 from gateway.envelope import Envelope
-from gateway.settings import GatewaySettings, load
+from gateway.settings import GatewaySettings, load, secret_values
 from tests.contract.driver import Answer, Call, Driver, RunningDriver, WebhookDriver
 from tests.contract.watch import Log
 

@@ -5,9 +5,10 @@ import re
 import time
 from collections.abc import Callable
 
-from gateway.contract import Draft, Part, StoredMessage
+from gateway.contract import Draft, Part, StoredMessage, Wanted
 from gateway.envelope import Identity, Message, Sender, Thread
 from gateway.errors import Rejected
+from normalizers import attachment
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 40
 
@@ -74,6 +75,17 @@ def mail(raw: StoredMessage) -> Draft:
     return Draft(Message(sender=sender, text=raw.body.decode(), thread=thread, **more))
 
 
+def letterhead(raw: StoredMessage) -> Draft:
+    """Text and things to fetch: a source a line, after the text; `name` is the sender's profile."""
+    text, *sources = raw.body.decode().split("\n")
+    wanted = tuple(
+        Wanted("profile" if one == "name" else "image", one, filename="" if one == "name" else f"{one}.png")
+        for one in sources
+    )
+    sender = Sender(identities=(Identity(kind="user_id", value="u1"),))
+    return Draft(Message(text=text, sender=sender, conversation="c1"), wanted=wanted, updates=raw.facts.get("updates"))
+
+
 NORMALIZERS: dict[str, Callable[[StoredMessage], Draft]] = {
     "note": note,
     "album": album,
@@ -87,6 +99,8 @@ NORMALIZERS: dict[str, Callable[[StoredMessage], Draft]] = {
     "greedy": greedy,
     "deadly": deadly,
     "mail": mail,
+    "letterhead": letterhead,
+    "attachment": attachment.normalize,
 }
 
 

@@ -79,6 +79,10 @@ class RedisProcess:
             return bool(await self.ask("PING"))
         return False
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()

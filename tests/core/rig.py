@@ -10,9 +10,10 @@ from gateway.acknowledgement import Acknowledgements
 from gateway.blobs import Blobs
 from gateway.contract import ChannelSettings, RawMessage, Receipt
 from gateway.intake import Intake
+from gateway.media import Media
 from gateway.pipeline import Pipeline
 from gateway.publisher import Publisher
-from gateway.settings import HttpSettings, StreamSettings
+from gateway.settings import HttpSettings, MediaSettings, StreamSettings
 from gateway.spool import Spool
 from gateway.telemetry import Metrics
 from gateway.web import Web
@@ -47,12 +48,25 @@ class Rig:
             timeout_secs=options.pop("timeout_secs", 30),
             memory_bytes=1 << 29,
         )
+        self.connectors: dict[str, Any] = {}
+        self.media = Media(
+            self.spool.media,
+            self.blobs,
+            self.metrics,
+            MediaSettings(**options.pop("media", {})),
+            connectors=lambda: self.connectors,
+            door=self.intake.door,
+            wake=self.intake.arrived.set,
+            max_tries=3,
+            clock=lambda: self.now,
+        )
         self.pipeline = Pipeline(
             self.spool,
             self.publisher,
             self.blobs,
             self.metrics,
             self.workers,
+            self.media,
             spool_id=options.pop("spool_id", "s1"),
             source=self.intake.source,
             channels=lambda: self.channels,
@@ -70,9 +84,10 @@ class Rig:
         return datetime.fromtimestamp(self.now, UTC)
 
     async def close(self) -> None:
-        for task in self.pipeline.in_work():
+        tasks = self.pipeline.in_work() + self.media.in_work()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self.pipeline.in_work(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.workers.close()
         await self.publisher.close()
         await self.spool.close()

@@ -1,7 +1,6 @@
 """The command line, without a daemon."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -455,22 +454,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.long
-def test_a_new_channel_passes_its_tests(huiru: Huiru, checkout: Path) -> None:
+def test_a_new_channel_is_made(huiru: Huiru, checkout: Path) -> None:
+    """That it passes its tests is seen in test_new_channel.py."""
     outcome = huiru("new-channel", "pigeon")
 
     assert outcome.status == 0
     assert (checkout / "config/channels/pigeon.example.yaml").is_file()
     assert not any("echo" in path.read_text("utf-8").lower() for path in checkout.glob("*/**/*pigeon*"))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("tests/connectors/test_pigeon.py", "tests/normalizers/test_pigeon.py"),
-        ],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
-        check=True,
-    )
 
 
 def test_a_new_channel_overwrites_nothing(huiru: Huiru, checkout: Path) -> None:

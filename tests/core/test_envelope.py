@@ -37,6 +37,7 @@ def made(message: Message, **ticket: Any) -> bytes:
             "native_id": None,
             "attachments": [],
             "conflict_with": None,
+            "updates": None,
             "raw": {"sha256": "00", "size": 0, "url": "http://127.0.0.1/"},
             **ticket,
         },

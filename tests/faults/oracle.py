@@ -22,7 +22,7 @@ _FETCHERS = 16
 _SMALL_RAW_STEP = 20  # every so manieth small message has its raw bytes fetched; of the large ones each
 _SMALL_BYTES = 4096
 _BAD = {"error", "critical"}
-_EXCUSED = {"spool.commit_failed", "pipeline.held_up"}  # by a full disk
+_EXCUSED = {"spool.commit_failed", "pipeline.held_up", "outbox.held_up"}  # by a full disk
 Event = dict[str, Any]
 
 
