@@ -46,6 +46,7 @@ class Facts(Model):
     language: Language = "zh"
     region: str = "CN"
     utc_offset_secs: int = Field(default=0, gt=-86_400, lt=86_400)
+    fetch: bool = True
     recording_urls: bool = False
 
 
@@ -140,7 +141,8 @@ def normalize(raw: StoredMessage) -> Draft:
         call=_place(call),
         warnings=call.warnings,
     )
-    return Draft(message, wanted=tuple(map(_wanted, facts.recordings)), updates=facts.updates)
+    wanted = tuple(map(_wanted, facts.recordings)) if facts.fetch else ()
+    return Draft(message, wanted=wanted, updates=facts.updates)
 
 
 def _facts(given: Any) -> Facts:

@@ -1,7 +1,7 @@
 """Recordings and voicemails: how they are fetched from where a vendor keeps them.
 
-The address comes with a callback, so it may lead anywhere: the core refuses what is not public, and our credentials go
-to configured hosts alone, over TLS.
+The address comes with a callback, so it may lead anywhere: the core refuses what is not public, unless the settings
+`media.allow_networks` has it, and our credentials go to configured hosts alone, over TLS.
 """
 
 from base64 import b64encode
@@ -48,10 +48,6 @@ class Recordings(Settings):
         default=None,
         description="credentials go to these hosts and to what is below them, and nowhere else; null: to the preset's",
     )
-    private_hosts: tuple[str, ...] = Field(
-        default=(),
-        description="hosts of your own that may have an address that is not public, as a telephone exchange has one",
-    )
     plain_http: bool = Field(default=False, description="send credentials without TLS too")
     urls: bool = Field(
         default=False,
@@ -82,10 +78,7 @@ class Sounds:
         vendors name a recording before they have it."""
         source = orjson.loads(wanted.source)
         url = str(source["url"])
-        host = _host(url)
-        response = await self._http(
-            url, headers=self._credentials(url, host), trusted=_is_below(host, self._settings.private_hosts)
-        )
+        response = await self._http(url, headers=self._credentials(url, _host(url)))
         if response.status in _GONE:
             raise Rejected(_GONE[response.status], f"the vendor's server answered {response.status}")
         content_type = _content_type(response)
