@@ -197,8 +197,9 @@ def _wanted(recording: Recording) -> Wanted:
 
 def _subject(facts: Facts) -> str:
     language, call = facts.language, facts.call
-    numbers = f"{_caller(facts)} → {_number(call.callee, facts) or _UNKNOWN[language]}"
-    return f"{_headline(facts)} {numbers}"
+    if not (call.caller or call.caller_hidden or call.callee):
+        return _headline(facts)
+    return f"{_headline(facts)} {_caller(facts)} → {_number(call.callee, facts) or _UNKNOWN[language]}"
 
 
 def _headline(facts: Facts) -> str:

@@ -84,7 +84,7 @@ class Sounds:
         content_type = _content_type(response)
         if response.status != 200 or not response.content or content_type.startswith(_NO_SOUND):
             reason = f"the vendor's server answered {response.status} with {content_type or 'nothing'}"
-            raise Unavailable(reason=reason)
+            raise Unavailable(reason=reason, retry_after=1)  # the core waits longer each time
         return Part(response.content, _filename(source, content_type), content_type)
 
     def _credentials(self, url: str, host: str) -> Mapping[str, str]:
