@@ -138,13 +138,13 @@ def check_(
     file = _file(config)
     try:
         settings = load(file, os.environ)
-        connectors = check.connectors(settings)
+        check.connectors(settings)
     except ConfigError as error:
         if json:
             _print_json({"ok": False, "file": str(file), "faults": error.public.splitlines()})
             raise typer.Exit(os.EX_CONFIG) from error
         raise
-    verdicts = asyncio.run(check.everything(settings, connectors)) if probe else []
+    verdicts = asyncio.run(check.everything(settings)) if probe else []
     well = all(verdict.well for verdict in verdicts)
     if json:
         channels = [

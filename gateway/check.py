@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +10,9 @@ from redis.exceptions import RedisError
 
 from gateway import follow, registry
 from gateway.address import Address
-from gateway.contract import ChannelSettings, Connector, Context, WebhookConnector
+from gateway.contract import ChannelSettings, Connector, Context, Http, WebhookConnector, no_http
 from gateway.errors import ConfigError, HuiruError
+from gateway.fetch import Fetcher
 from gateway.outbox import ServerTrouble, connected
 from gateway.publisher import connect
 from gateway.redis_server import find_server
@@ -32,10 +32,10 @@ class Verdict:
     text: str
 
 
-def connectors(settings: GatewaySettings) -> dict[str, Connector]:
+def connectors(settings: GatewaySettings, http: Http = no_http) -> dict[str, Connector]:
     """Every channel's connector, as the daemon would make it. Raises ConfigError."""
     key = Secrets(secrets.token_bytes(32)).key  # nothing is signed here
-    context = Context(settings.name, settings.http.base_url(), key, lambda: datetime.now(UTC))
+    context = Context(settings.name, settings.http.base_url(), key, lambda: datetime.now(UTC), http=http)
     return {
         name: registry.connector(channel.type)(name, channel, context) for name, channel in settings.channels.items()
     }
@@ -54,11 +54,15 @@ def _address(name: str, channel: ChannelSettings, base_url: str) -> str:
     return channel.where
 
 
-async def everything(settings: GatewaySettings, made: Mapping[str, Connector]) -> list[Verdict]:
-    """Asks Redis, the mail server and every channel's server, all at a time. Raises nothing."""
-    channels = [_channel(name, connector, settings) for name, connector in made.items()]
+async def everything(settings: GatewaySettings) -> list[Verdict]:
+    """Asks Redis, the mail server and every channel's server, all at a time. Raises ConfigError."""
+    http = Fetcher(settings.media)
+    channels = [_channel(name, one, settings) for name, one in connectors(settings, http).items()]
     mail = [_outgoing_mail(settings.outgoing_mail, settings)] if settings.outgoing_mail else []
-    return await asyncio.gather(_redis(settings), *mail, *channels)
+    try:
+        return await asyncio.gather(_redis(settings), *mail, *channels)
+    finally:
+        await http.close()
 
 
 async def _channel(name: str, connector: Connector, settings: GatewaySettings) -> Verdict:

@@ -377,7 +377,7 @@ class _NoUploads(Uploads):
         raise Unavailable(reason="there is no store")
 
 
-async def _no_http(url: str, **_: Any) -> HttpResponse:
+async def no_http(url: str, **_: Any) -> HttpResponse:
     raise Unavailable(reason="there is no network")
 
 
@@ -403,7 +403,7 @@ class Context:
     lease: Lease = field(default_factory=Sole)
     scratch: Callable[[], Path] = _scratch
     shared: Shared = field(default_factory=Apart)
-    http: Http = _no_http
+    http: Http = no_http
     uploads: Uploads = field(default_factory=_NoUploads)
 
 

@@ -55,9 +55,10 @@ class Postfix:
         queues = ("incoming", "active", "deferred", "maildrop", "hold")
         return sum(len([one for one in (self.folder / "spool" / q).rglob("*") if one.is_file()]) for q in queues)
 
-    async def until_empty(self, seconds: float = 30) -> None:
+    async def until_queued(self, messages: int, seconds: float = 30) -> None:
+        """While it moves one from queue to queue, it may be seen in both."""
         async with asyncio.timeout(seconds):
-            while self.queued():
+            while self.queued() != messages:
                 await asyncio.sleep(0.05)
 
     async def flush(self) -> None:

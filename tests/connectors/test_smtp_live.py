@@ -93,7 +93,7 @@ async def test_nothing_is_lost_behind_a_mail_server_while_we_are_down(
     daemon = make_daemon({"mx": channel(ours, protocol=protocol)})
     async with postfix(short_path / "postfix", theirs, hop) as server:
         await run("smtp-source", "-s", "4", "-m", str(messages), "-r", "2", "-t", OURS, f"127.0.0.1:{theirs}")
-        assert server.queued() == messages
+        await server.until_queued(messages)
 
         await daemon.start()
         await server.flush()
@@ -101,7 +101,7 @@ async def test_nothing_is_lost_behind_a_mail_server_while_we_are_down(
         await daemon.kill()
         await daemon.start()
         await server.flush()
-        await server.until_empty()
+        await server.until_queued(0)
 
         await daemon.until_status(lambda status: status["channels"][0]["waiting"] == 0)
         assert "status=bounced" not in server.log

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from pkgutil import iter_modules
@@ -32,12 +33,18 @@ Samples = dict[str, list[StoredMessage]]
 
 @pytest.fixture(scope="module")
 def samples(redis_url: str) -> Samples:
-    """Kind -> a message of each driver, as the spool kept it."""
-    found: Samples = {}
+    """Kind -> a message of each driver, as the spool kept it; and one that the core sends itself."""
+    found: Samples = {"attachment": [_late_attachment()]}
     for subject in chain.from_iterable(map(subjects, (WebhookConnector, RunningConnector))):
         for message in asyncio.run(_stored(subject, redis_url)):
             found.setdefault(message.kind, []).append(message)
     return found
+
+
+def _late_attachment() -> StoredMessage:
+    facts = {"updates": "n1", "conversation": "c1", "filename": "打印机.png"}
+    now = datetime(2026, 11, 23, 9, tzinfo=UTC)
+    return StoredMessage("id", "shop", "attachment", b"\x89PNG", "image/png", "id#0", facts, now)
 
 
 async def _stored(subject: Subject, redis_url: str) -> list[StoredMessage]:

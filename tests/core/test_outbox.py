@@ -453,7 +453,7 @@ async def test_a_probe_tries_the_login(tls: tuple[Path, ssl.SSLContext], tmp_pat
                 json.dumps({"outgoing_mail": mail | {"password": password}, "channels": channels})
             )
 
-            _, verdict = await check.everything(load(tmp_path / "g.yaml", {}), {})
+            _, verdict, *_ = await check.everything(load(tmp_path / "g.yaml", {}))
 
             assert (verdict.well, verdict.what) == (well, "outgoing_mail")
             assert said in verdict.text

@@ -285,7 +285,7 @@ FAULTS = [
     ("htpp: {}", "htpp: unknown key; did you mean http?"),
     (
         "zzzzz: 1",
-        "zzzzz: unknown key; the keys here are: admin, blobs, channels, http, log, name, normalize, outgoing_mail, ",
+        "zzzzz: unknown key; the keys here are: admin, blobs, channels, http, log, media, name, normalize, ",
     ),
     ("http: {lisen: 1}", "http.lisen: unknown key; did you mean listen?"),
     ("http:", "http: expected a mapping (`key: value` lines), found nothing; give a value or remove the key"),
