@@ -22,7 +22,7 @@ _WORDS = (
 )
 _KEYPAD = "266696687 7378742833 86282452253 8656696 2562533"  # anonymous, restricted, unavailable, unknown, blocked
 _HIDDEN = frozenset([*_WORDS.split(), *(sign + digits for digits in _KEYPAD.split() for sign in ("", "+"))])
-_SERVICE = re.compile(r"(?:\+?86)?(?:[48]00[0-9]{7}|9[56][0-9]{3,6}|1[0-2][0-9]{1,6}|1[0-9]{4})")
+_SERVICE = re.compile(r"(?:\+?86)?(?:[48]00[0-9]{7}|9[56][0-9]{3,8}|1[0-2][0-9]{1,6}|1[0-9]{4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def number(given: str, region: str) -> Number:
     if _MASKED.fullmatch(compact):
         return Number(compact, masked=True)
     if not _DIALABLE.fullmatch(compact):
-        return Number(plain)  # an extension's name, a SIP user
+        return Number(given[:_MAX_CHARS].strip())  # a SIP address, a client's name
     return Number(_e164(compact, region) or compact)
 
 

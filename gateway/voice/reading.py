@@ -27,6 +27,7 @@ MAX_DEPTH = 32
 MAX_VALUES = 100_000  # in JSON
 _MAX_PAIRS = 1000
 _MAX_VALUE_BYTES = 1 << 20
+_MAX_ESCAPES = 300_000  # of a URL-encoded record: each costs the time of many plain bytes
 _EXACT_DIGITS = 15  # longer numbers stay text: ids that a float, or a consumer's integer, would change
 
 _SPACE = b"\xef\xbb\xbf \t\r\n"
@@ -139,6 +140,8 @@ def _unwrapped(value: bytes) -> Mapping[str, Any]:
     """The record as it is, with whatever `&` and `=` it has, or URL-encoded, or in base64 with a plus that is a plus:
     the encodings of mod_json_cdr and mod_xml_cdr.
     """
+    if value.count(b"%") > _MAX_ESCAPES:
+        raise Rejected("too_large", f"the record has more than {_MAX_ESCAPES} escapes")
     for decode in (bytes, _from_urlencoded, _from_base64):
         document = decode(value)
         start = document[:256].lstrip(_SPACE)[:1]

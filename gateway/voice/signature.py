@@ -40,6 +40,7 @@ TWILIO_SETTINGS = "X-Twilio-Webhooks-Signature-Settings"
 _TWILIO_ALGORITHMS = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
 _BODY_DIGEST = b"bodySHA256"
 _MAX_NONCES = 10_000
+_MAX_FORM_BYTES = 256 << 10  # of a form that is parsed before its sender is known
 _MAX_NONCE_CHARS = 200
 
 _HOLE = re.compile(r"\{([a-z0-9_]+(?::[A-Za-z0-9_-]+)?)\}")
@@ -362,6 +363,8 @@ def _is_twilio(scheme: Twilio, request: Request) -> bool:
     given = _bytes(request.headers.get(TWILIO_SIGNATURE, ""))
     body, address, parameters = body_of(request), urlsplit_of(request.url), b""
     if request.content_type == formdata.URLENCODED:
+        if len(body) > _MAX_FORM_BYTES:
+            raise Rejected("too_large", f"a form may have {_MAX_FORM_BYTES} bytes")
         parameters, is_whole = b"".join(_unique_pairs(body)), True
     else:
         is_whole = _has_digest(address.query, body)

@@ -17,7 +17,7 @@ from gateway.text import one_line, plain_text
 from gateway.voice import numbers, times
 from gateway.voice.preset import ABSENT, POSITIVE, PRESENT, ZERO, EventRule, Preset, RecordingRule, When, text_of
 from gateway.voice.reading import Record, query, read
-from gateway.voice.report import Recording, Report
+from gateway.voice.report import Recording, Report, Result
 
 MAX_FIELDS = 200
 MAX_RECORDINGS = 50
@@ -58,7 +58,7 @@ def reports(preset: Preset, request: Request, region: str = "CN") -> list[Found]
 def _found(preset: Preset, record: Record, view: "_View", region: str) -> Found:
     if record.fault:
         return Found(record, fault=record.fault)
-    own_id = _call_id(preset, view.text(preset.map.call_id))
+    own_id = _call_id(preset, view.text(preset.map.call_id, _MAX_TEXT_CHARS))
     if not own_id:
         return Found(record, fault="the record has no call id")
     return Found(record, _report(preset, view, own_id, region))
@@ -97,6 +97,9 @@ class _View:
 
     def text(self, paths: Iterable[str], max_chars: int = _MAX_CHARS) -> str:
         return next(iter(self.texts(paths, max_chars)), "")
+
+    def joined(self, paths: Iterable[str]) -> str:
+        return ",".join(self.texts(paths))[:_MAX_CHARS]
 
     def whether(self, when: When) -> bool:
         return all(self._agrees(path, values) for path, values in when.items())
@@ -181,14 +184,13 @@ def _percent_decoded(text: str) -> str:
 def _report(preset: Preset, view: _View, own_id: str, region: str) -> Report:
     names, event = preset.map, view.first(preset.events)
     second = preset.second_leg if preset.second_leg and view.whether(preset.second_leg.when) else None
-    call_id = _call_id(preset, view.text(second.call_id)) if second else ""
+    call_id = _call_id(preset, view.text(second.call_id, _MAX_TEXT_CHARS)) if second else ""
     caller = numbers.number(view.text(names.caller), region)
     callee = numbers.number(view.text(names.callee), region)
     direction, hangup = view.first(preset.directions), view.first(preset.hangups)
     known = {name: view.text(getattr(names, name)) or None for name in _TEXTS}
     moments = _moments(view, event)
     lengths = {name: view.seconds(name, getattr(names, name)) for name in ("ring_seconds", "talk_seconds")}
-    their_result = known["their_result"]
     return Report(
         call_id=call_id or own_id,
         kind=event.then if event else "other",
@@ -202,14 +204,15 @@ def _report(preset: Preset, view: _View, own_id: str, region: str) -> Report:
         callee_masked=callee.masked,
         **moments,
         **_with_talk(moments, lengths),
-        result=_result(preset, view, event, their_result),
-        keys_pressed=",".join(view.texts(names.keys_pressed))[:_MAX_CHARS] or None,
+        result=_result(preset, view, event),
+        keys_pressed=view.joined(names.keys_pressed) or None,
+        ivr_choice=view.joined(names.ivr_choice) or None,
         hangup_by=hangup.then if hangup else view.text(names.hangup_by) or None,
         fields=_fields(preset, view),
         recordings=_recordings(preset, view),
         transcription=plain_text(view.text(names.transcription, _MAX_TEXT_CHARS)) or None,
         sequence=_count(view.text(names.sequence)),
-        warnings=tuple(view.warnings),
+        warnings=tuple(dict.fromkeys(view.warnings)),
         **known,
     )
 
@@ -224,7 +227,7 @@ def _moments(view: _View, event: EventRule | None) -> dict[str, datetime | None]
 
 
 _WHEN = {"ring": "started_at", "answered": "answered_at", "ended": "ended_at"}
-_TEXTS = ("caller_name", "their_result", "ivr_choice", "queue", "agent")
+_TEXTS = ("caller_name", "their_result", "queue", "agent")
 
 
 def _call_id(preset: Preset, text: str) -> str:
@@ -236,7 +239,7 @@ def _call_id(preset: Preset, text: str) -> str:
 def _event_id(view: _View, event: EventRule | None, second: str) -> str:
     parts = [event.then if event else "other", *(["b", second] if second else [])]
     parts += [",".join(view.texts((path,))) for path in (event.id if event else ())]
-    return _bounded(":".join(parts))
+    return _bounded(":".join(parts).rstrip(":"))
 
 
 def _bounded(id_: str) -> str:
@@ -244,11 +247,13 @@ def _bounded(id_: str) -> str:
     return id_ if len(id_) <= _MAX_ID_CHARS else sha256(id_.encode("utf-8", "replace")).hexdigest()
 
 
-def _result(preset: Preset, view: _View, event: EventRule | None, theirs: str | None) -> Any:
-    rule = view.first(preset.results)
+def _result(preset: Preset, view: _View, event: EventRule | None) -> Result | None:
+    kind, rule = event.then if event else "other", view.first(preset.results)
+    if kind == "voicemail":
+        return "voicemail"
     if rule:
         return rule.then
-    return "unknown" if theirs or (event and event.then == "ended") else None
+    return "unknown" if kind == "ended" else None
 
 
 def _with_talk(moments: Mapping[str, datetime | None], lengths: dict[str, float | None]) -> dict[str, float | None]:
@@ -303,7 +308,7 @@ def _filled(template: str, view: _View) -> str:
 
 
 def _fields(preset: Preset, view: _View) -> dict[str, Any]:
-    found = {name: text for name, paths in preset.fields.items() if (text := ",".join(view.texts(paths)))}
+    found = {name: text for name, paths in preset.fields.items() if (text := view.joined(paths))}
     for members in (_members(view, path) for path in preset.spread):
         found |= {name: value for name, value in members if name not in found}
     if preset.rest:

@@ -9,7 +9,7 @@ from gateway.errors import Rejected
 MAX_DEPTH = 32
 MAX_ELEMENTS = 20_000
 _CONTROLS = dict.fromkeys({*range(0x20)} - {*b"\t\n\r"})  # no XML has them, but what a caller typed may
-_DECLARATION = re.compile(r"\s*<\?xml\b[^>]{0,200}\?>")
+_DECLARATION = re.compile(r"\s*+<\?xml\b[^>]{0,200}\?>")
 _ENCODING = re.compile(rb"""<\?xml\b[^>]{0,150}?\bencoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
 
 
@@ -46,10 +46,16 @@ def parse_text(document: str) -> tuple[str, Any]:
     parser.StartDoctypeDeclHandler = _refuse
     parser.EntityDeclHandler = _refuse
     try:
-        parser.Parse(_DECLARATION.sub("", document.translate(_CONTROLS), count=1).encode("utf-8"), True)
+        parser.Parse(_plain(document).encode("utf-8"), True)
     except (expat.ExpatError, UnicodeEncodeError) as error:
         raise Rejected("malformed", "the XML is damaged", reason=str(error)) from error
     return builder.root
+
+
+def _plain(document: str) -> str:
+    """Without the declaration, whose encoding is no longer true."""
+    declaration = _DECLARATION.match(document)
+    return document[declaration.end() if declaration else 0 :].translate(_CONTROLS)
 
 
 def _refuse(*_: Any) -> None:
