@@ -18,12 +18,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import phonenumbers
 import structlog
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from gateway.contract import (
     ChannelSettings,
@@ -56,6 +56,16 @@ REFERENCE = "Huiru-Reference"  # in answers, beside what the vendor wants to hea
 _IGNORED = "ignored"  # in the request's notes
 
 
+def _several(given: Any) -> Any:
+    return (given,) if isinstance(given, Mapping) else given
+
+
+Schemes = Annotated[
+    tuple[Authentication, ...],
+    BeforeValidator(_several, json_schema_input_type=Authentication | list[Authentication]),
+]
+
+
 class VoiceSettings(ChannelSettings):
     """The keys of a `voice` channel."""
 
@@ -64,7 +74,7 @@ class VoiceSettings(ChannelSettings):
         description="the vendor: a built-in preset by its name, one with keys of its own (`{use: tccc, zone: …}`), or a"
         " whole one: see config/channels/voice.md"
     )
-    authentication: tuple[Authentication, ...] = Field(
+    authentication: Schemes = Field(
         default=(), description="how callers prove who they are, one way or several that must all agree"
     )
     auth_token: SecretStr | None = Field(
@@ -81,11 +91,6 @@ class VoiceSettings(ChannelSettings):
         description="how long after a call's last callback the next is known to belong to it; not longer than"
         " `stream.dedup_window_hours`",
     )
-
-    @field_validator("authentication", mode="before")
-    @classmethod
-    def _several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, Mapping) else given
 
     @field_validator("region")
     @classmethod

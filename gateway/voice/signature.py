@@ -54,7 +54,7 @@ _AUTHENTIC = {"body", "body_sha256", "query", "url"}  # without one of them, the
 class SecretPath(Settings):
     """`/c/NAME/<secret>`, for vendors that authenticate nothing. Proxies write it into their logs."""
 
-    scheme: Literal["path"]
+    scheme: Literal["path"] = Field(description="a secret in the address")
     secret: SecretStr = Field(
         min_length=16, description="letters, digits, `.`, `_`, `~` and `-`: `openssl rand -hex 24`"
     )
@@ -70,7 +70,7 @@ class SecretPath(Settings):
 class Basic(Settings):
     """HTTP Basic (RFC 7617)."""
 
-    scheme: Literal["basic"]
+    scheme: Literal["basic"] = Field(description="HTTP Basic")
     username: str = Field(max_length=200, pattern=r"^[^:\x00-\x1f]*$", description="without a colon")
     password: SecretStr = Field(min_length=8, description="8 characters or more")
 
@@ -78,14 +78,14 @@ class Basic(Settings):
 class Bearer(Settings):
     """`Authorization: Bearer TOKEN`."""
 
-    scheme: Literal["bearer"]
+    scheme: Literal["bearer"] = Field(description="`Authorization: Bearer`")
     token: SecretStr = Field(min_length=16, description="16 characters or more")
 
 
 class NamedHeader(Settings):
     """A header with a secret value."""
 
-    scheme: Literal["header"]
+    scheme: Literal["header"] = Field(description="a header with a secret value")
     name: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="of the header")
     value: SecretStr = Field(min_length=16, description="16 characters or more")
 
@@ -102,7 +102,7 @@ class SharedKey(Settings):
 class Twilio(Settings):
     """Twilio's signature."""
 
-    scheme: Literal["twilio"]
+    scheme: Literal["twilio"] = Field(description="Twilio's signature")
     auth_token: SecretStr | None = Field(
         default=None, min_length=1, description="of the account; null: shared keys alone"
     )
@@ -118,7 +118,7 @@ class Twilio(Settings):
 class Hmac(Settings):
     """A keyed digest in a header."""
 
-    scheme: Literal["hmac"]
+    scheme: Literal["hmac"] = Field(description="a keyed digest in a header")
     secret: SecretStr = Field(min_length=16, description="16 characters or more")
     key_encoding: Literal["text", "hex", "base64"] = Field(default="text", description="what the secret is written in")
     algorithm: Literal["sha1", "sha256", "sha384", "sha512", "md5"] = Field(
@@ -168,14 +168,14 @@ class Hmac(Settings):
 class Networks(Settings):
     """Where the request comes from, behind `http.trusted_proxies`."""
 
-    scheme: Literal["networks"]
+    scheme: Literal["networks"] = Field(description="where the request comes from")
     networks: tuple[Network, ...] = Field(min_length=1, description="addresses or CIDR ranges")
 
 
 class Nobody(Settings):
     """No authentication: everybody who knows the address can make tickets."""
 
-    scheme: Literal["none"]
+    scheme: Literal["none"] = Field(description="nobody proves anything")
 
 
 Authentication = Annotated[
