@@ -54,7 +54,7 @@ _AUTHENTIC = {"body", "body_sha256", "query", "url"}  # without one of them, the
 class SecretPath(Settings):
     """`/c/NAME/<secret>`, for vendors that authenticate nothing. Proxies write it into their logs."""
 
-    scheme: Literal["path"]
+    scheme: Literal["path"] = Field(description="a secret in the address")
     secret: SecretStr = Field(
         min_length=16, description="letters, digits, `.`, `_`, `~` and `-`: `openssl rand -hex 24`"
     )
@@ -70,37 +70,39 @@ class SecretPath(Settings):
 class Basic(Settings):
     """HTTP Basic (RFC 7617)."""
 
-    scheme: Literal["basic"]
-    username: str = Field(max_length=200, pattern=r"^[^:\x00-\x1f]*$")
-    password: SecretStr = Field(min_length=8)
+    scheme: Literal["basic"] = Field(description="HTTP Basic")
+    username: str = Field(max_length=200, pattern=r"^[^:\x00-\x1f]*$", description="without a colon")
+    password: SecretStr = Field(min_length=8, description="8 characters or more")
 
 
 class Bearer(Settings):
     """`Authorization: Bearer TOKEN`."""
 
-    scheme: Literal["bearer"]
-    token: SecretStr = Field(min_length=16)
+    scheme: Literal["bearer"] = Field(description="`Authorization: Bearer`")
+    token: SecretStr = Field(min_length=16, description="16 characters or more")
 
 
 class NamedHeader(Settings):
     """A header with a secret value."""
 
-    scheme: Literal["header"]
-    name: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$")
-    value: SecretStr = Field(min_length=16)
+    scheme: Literal["header"] = Field(description="a header with a secret value")
+    name: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="of the header")
+    value: SecretStr = Field(min_length=16, description="16 characters or more")
 
 
 class SharedKey(Settings):
     """A key of Twilio's new scheme."""
 
-    secret: SecretStr = Field(min_length=16)
-    algorithm: Literal["HMAC_SHA1", "HMAC_SHA256"] = "HMAC_SHA256"
+    secret: SecretStr = Field(min_length=16, description="16 characters or more")
+    algorithm: Literal["HMAC_SHA1", "HMAC_SHA256"] = Field(
+        default="HMAC_SHA256", description="what the key signs with; a request that names another is refused"
+    )
 
 
 class Twilio(Settings):
     """Twilio's signature."""
 
-    scheme: Literal["twilio"]
+    scheme: Literal["twilio"] = Field(description="Twilio's signature")
     auth_token: SecretStr | None = Field(
         default=None, min_length=1, description="of the account; null: shared keys alone"
     )
@@ -116,12 +118,14 @@ class Twilio(Settings):
 class Hmac(Settings):
     """A keyed digest in a header."""
 
-    scheme: Literal["hmac"]
-    secret: SecretStr = Field(min_length=16)
-    key_encoding: Literal["text", "hex", "base64"] = "text"
-    algorithm: Literal["sha1", "sha256", "sha384", "sha512", "md5"] = "sha256"
-    encoding: Literal["hex", "base64"] = "hex"
-    header: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$")
+    scheme: Literal["hmac"] = Field(description="a keyed digest in a header")
+    secret: SecretStr = Field(min_length=16, description="16 characters or more")
+    key_encoding: Literal["text", "hex", "base64"] = Field(default="text", description="what the secret is written in")
+    algorithm: Literal["sha1", "sha256", "sha384", "sha512", "md5"] = Field(
+        default="sha256", description="the hash of the HMAC"
+    )
+    encoding: Literal["hex", "base64"] = Field(default="hex", description="of the digest in the header")
+    header: str = Field(pattern=r"^[A-Za-z0-9-]{1,100}$", description="which holds the digest")
     prefix: str = Field(default="", max_length=40, description="stands before the digest: `sha256=`")
     signed: str = Field(
         default="{body}",
@@ -130,7 +134,9 @@ class Hmac(Settings):
         " `{query}`, `{url}` (the public one), `{header:Name}` and the text between them",
     )
     timestamp_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,100}$", description="Unix s or ms")
-    nonce_header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,100}$")
+    nonce_header: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9-]{1,100}$", description="a text that no two requests share"
+    )
     freshness_secs: int = Field(default=300, ge=1, le=86400, description="how far the timestamp may be from our time")
 
     @model_validator(mode="after")
@@ -162,14 +168,14 @@ class Hmac(Settings):
 class Networks(Settings):
     """Where the request comes from, behind `http.trusted_proxies`."""
 
-    scheme: Literal["networks"]
-    networks: tuple[Network, ...] = Field(min_length=1)
+    scheme: Literal["networks"] = Field(description="where the request comes from")
+    networks: tuple[Network, ...] = Field(min_length=1, description="addresses or CIDR ranges")
 
 
 class Nobody(Settings):
     """No authentication: everybody who knows the address can make tickets."""
 
-    scheme: Literal["none"]
+    scheme: Literal["none"] = Field(description="nobody proves anything")
 
 
 Authentication = Annotated[
