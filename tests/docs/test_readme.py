@@ -24,7 +24,10 @@ from tests.dovecot import Dovecot, mail
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
 CHANNELS = ROOT / "config" / "channels"
 SMTP_PAGES = [CHANNELS / "smtp.md", CHANNELS / "smtp.zh.md"]
-PAGES = [*READMES, *SMTP_PAGES, CHANNELS / "imap.md", CHANNELS / "imap.zh.md"]
+OTHER_PAGES = [
+    CHANNELS / f"{name}{end}" for name in ("imap", "wechat", "miniprogram", "voice") for end in (".md", ".zh.md")
+]
+PAGES = [*READMES, *SMTP_PAGES, *OTHER_PAGES]
 PAIRS = list(zip(PAGES[::2], PAGES[1::2], strict=True))
 PNG = bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489")
 
@@ -136,6 +139,20 @@ async def test_the_smtp_page_sends_by_curl_and_by_python_what_it_shows(
     assert [one["filename"] for one in ticket["attachments"]] == ["照片.png"]
 
 
+@pytest.mark.parametrize("page", [CHANNELS / "voice.md", CHANNELS / "voice.zh.md"], ids=lambda path: path.name)
+async def test_the_voice_page_makes_the_ticket_that_it_shows(page: Path, make_daemon: Callable[..., Daemon]) -> None:
+    daemon = await make_daemon(yaml_blocks(page)[0]["channels"]).start()
+    (curl,) = blocks(page, "sh")
+
+    status, said = await outcome("sh", "-ec", curl.replace("http://127.0.0.1:8080", daemon.url))
+
+    data = (await daemon.until_tickets(1))[0]["data"]
+    assert status == 0
+    assert f'{{"ok":true,"reference":"{data["reference"]}"}}' in said
+    assert data["subject"] == "未接来电 13800138000 → 4008001234"
+    assert data["subject"] in page.read_text()
+
+
 async def test_an_import_says_what_the_readme_shows(receiver: Daemon, tmp_path: Path) -> None:
     box = mailbox.mbox(tmp_path / "archive.mbox")
     for number in range(3):
@@ -236,9 +253,5 @@ def test_both_languages_show_the_same(ours: Path, theirs: Path) -> None:
 
 def test_every_module_has_its_room() -> None:
     rooms = (ROOT / "gateway" / "README.md").read_text()
-    modules = [
-        *(ROOT / "gateway").glob("*.py"),
-        *(ROOT / "gateway").glob("*.lua"),
-        *(ROOT / "gateway/mail").glob("*.py"),
-    ]
-    assert [one.name for one in modules if one.name != "__init__.py" and one.name not in rooms] == []
+    modules = [path for kind in ("*.py", "*.lua") for path in (ROOT / "gateway").rglob(kind)]
+    assert [str(one) for one in modules if one.name != "__init__.py" and one.name not in rooms] == []
