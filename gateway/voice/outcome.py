@@ -27,7 +27,7 @@ class Outcome:
 
 
 async def outcome(report: Report, state: State, rules: Rules) -> Outcome:
-    """Never raises: without Redis the report alone decides."""
+    """Without Redis the report alone decides. Raises Unavailable when our own disk takes nothing."""
     known = await state.add(report)
     against = rules.against(known.call)
     if against and not known.ticket:
@@ -46,6 +46,7 @@ async def _without_ticket(report: Report, known: Known, against: str, state: Sta
     if against != IN_PROGRESS or not is_content(report):
         return Outcome(call, ignored=against)
     if await state.is_sure(known):
+        await state.keep(report)
         return Outcome(call, ignored=KEPT)
     return Outcome(call, call.conversation, update=True, new=recordings([report]))
 

@@ -9,10 +9,10 @@ keys of the reports that the first to make it knew of. Whatever is not among the
 the ticket once more, for the first to make it may have died before the spool had it.
 
 Redis can be away, and it can come back empty. Nothing waits for it, and nothing is decided by its silence: `sure` says
-whether a report that is not here was never here.
+whether a report that is not here was never here. What a customer said, and is in no ticket yet, is on our own disk too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,7 +28,7 @@ from gateway.voice.report import Report
 _FOREVER_SECS = 10 * 365 * 86_400
 _EVER = "0"
 _TICKET = "ticket"  # beside the reports, whose keys are hex digits
-_GAP, _BEGUN = "voice_gap", "voice_begun"
+_GAP, _BEGUN, _KEPT = "voice_gap", "voice_begun", "voice_kept:"
 _MAX_REPORTS = 200  # of a call; what comes beyond is published by itself
 
 
@@ -39,6 +39,15 @@ class Ticket(BaseModel):
 
     reports: frozenset[str]
     conversation: str
+
+
+class _Kept(BaseModel):
+    """A report on our disk, and when it came."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: datetime
+    report: Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class Known:
 class State:
     """Of one channel. `keep` is how long a call is remembered after its last report.
 
-    No method raises: without Redis a report is all that is known of its call.
+    No method but `keep` raises: without Redis a report is all that is known of its call.
     """
 
     def __init__(
@@ -72,16 +81,17 @@ class State:
         self._since = f"voice:{account}:since"
         self._begun = False
         self._gap: bool | None = None  # whether Redis lacks something of ours; None: not looked at yet
+        self._kept: dict[str, _Kept] = {}
 
     async def add(self, report: Report) -> Known:
         """What is known of the report's call, with this report."""
         key, content = key_of(report), report.model_dump_json(exclude_defaults=True)
         try:
             await self._mend()
-            found = await self._merge(report.call_id, {key: content})
+            found = await self._merge(report.call_id, self._kept_of(report.call_id) | {key: content})
         except Unavailable:
             await self._note_gap()
-            return Known({key: report}, reached=False)
+            return Known({**_reports(self._kept_of(report.call_id)), key: report}, reached=False)
         return Known({**_reports(found), key: report}, _ticket(found.get(_TICKET)))
 
     async def decide(self, known: Known) -> tuple[Known, Ticket]:
@@ -119,6 +129,21 @@ class State:
         oldest = self._now() - self._keep
         return whole_since <= oldest and all(time > oldest for time in _times(known.call))
 
+    async def keep(self, report: Report) -> None:
+        """On our disk, until it can belong to no call any more: who gave it to us is told that it is safe (R1).
+
+        Raises Unavailable.
+        """
+        oldest = self._now() - self._keep
+        old = {key: None for key, kept in self._kept.items() if kept.at < oldest}
+        key, kept = key_of(report), _Kept(at=self._now(), report=report)
+        await self._memory.memorise({f"{_KEPT}{key}": kept.model_dump_json(), **{f"{_KEPT}{one}": None for one in old}})
+        self._kept = {one: its for one, its in self._kept.items() if one not in old} | {key: kept}
+
+    def _kept_of(self, call_id: str) -> dict[str, str]:
+        kept = ((key, one.report) for key, one in self._kept.items() if one.report.call_id == call_id)
+        return {key: report.model_dump_json(exclude_defaults=True) for key, report in kept}
+
     # What is in Redis
 
     async def _merge(self, call_id: str, values: dict[str, str]) -> dict[str, str]:
@@ -149,6 +174,7 @@ class State:
         """Lets everybody know that something is missing, once Redis is back. Raises Unavailable."""
         if self._gap is None:
             recalled = await self._memory.recall()
+            self._kept = _kept(recalled)
             self._begun, gap = _BEGUN in recalled, _GAP in recalled
             await self._whole_since()
             self._gap = gap
@@ -156,6 +182,15 @@ class State:
             await self._shared.put(self._since, self._now().isoformat(), ttl_secs=_FOREVER_SECS)
             await self._memory.memorise({_GAP: None})
             self._gap = False
+
+
+def _kept(recalled: Mapping[str, str]) -> dict[str, "_Kept"]:
+    kept = {}
+    for name, content in recalled.items():
+        if name.startswith(_KEPT):
+            with suppress(ValidationError):  # written by another version
+                kept[name.removeprefix(_KEPT)] = _Kept.model_validate_json(content)
+    return kept
 
 
 def _reports(found: dict[str, str]) -> dict[str, Report]:

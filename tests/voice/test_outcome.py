@@ -297,6 +297,50 @@ def test_redis_comes_back_empty(order: list[Report], when: int) -> None:
     assert "RE1" in stream.recordings() or KEPT in stream.ignored
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_recording_that_is_kept_survives_redis(restart: bool) -> None:
+    """The vendor was told yes, so it is on disk (R1)."""
+    shared, memory = Flaky(), Briefly()
+
+    async def run() -> Outcome:
+        ours = state(shared, memory)
+        assert (await outcome(RECORDED, ours, Rules())).ignored == KEPT
+        shared.forget()
+        return await outcome(MISSED, state(shared, memory) if restart else ours, Rules())
+
+    missed = asyncio.run(run())
+
+    assert missed.ticket
+    assert [one.id for one in missed.call.recordings] == ["RE1"]
+
+
+def test_what_is_kept_is_forgotten_in_the_end() -> None:
+    memory = Briefly()
+
+    async def run() -> Mapping[str, str]:
+        shared = Flaky()
+        await outcome(RECORDED, state(shared, memory), Rules())
+        later = state(shared, memory, NOW + KEEP + timedelta(hours=1))
+        await outcome(RECORDED.model_copy(update={"call_id": "c-2"}), later, Rules())
+        return await memory.recall()
+
+    kept = [value for name, value in asyncio.run(run()).items() if name.startswith("voice_kept:")]
+
+    assert len(kept) == 1
+    assert "c-2" in kept[0]
+
+
+def test_a_disk_that_takes_nothing_is_told_to_the_vendor() -> None:
+    class Full(Briefly):
+        async def memorise(self, values: Mapping[str, str | None], /) -> None:
+            if any(name.startswith("voice_kept:") for name in values):
+                raise Unavailable("spool_failed")
+            await super().memorise(values)
+
+    with pytest.raises(Unavailable):
+        asyncio.run(outcome(RECORDED, state(Flaky(), Full()), Rules()))
+
+
 def test_a_recording_after_redis_was_emptied_is_not_kept_for_a_ticket_that_is_out() -> None:
     shared = Flaky()
     one_state = state(shared)
