@@ -87,7 +87,7 @@ class Authentication(Model):
     """Whether the sender is who they claim to be."""
 
     verdict: Literal["pass", "fail", "none"] = "none"
-    methods: dict[str, str] = Field(default={}, description="for example `{'dkim': 'pass', 'spf': 'fail'}`")
+    methods: dict[str, str] = Field(default_factory=dict, description="for example `{'dkim': 'pass', 'spf': 'fail'}`")
 
 
 class Thread(Model):
@@ -157,12 +157,14 @@ class Message(Model):
     full_text: str = Field(default="", description="with quoted history")
     html: str | None = Field(default=None, description="sanitised: no scripts, no remote loads")
     language: str | None = Field(default=None, description="BCP 47")
-    fields: dict[str, Any] = Field(default={}, description="what has no place of its own, by the channel's names")
+    fields: dict[str, Any] = Field(
+        default_factory=dict, description="what has no place of its own, by the channel's names"
+    )
     priority: str | None = None
     tags: tuple[str, ...] = ()
     queue: str | None = None
     auto: Literal["auto_reply", "bounce", "list", "system"] | None = None
-    authentication: Authentication = Authentication()
+    authentication: Authentication = Field(default_factory=Authentication)
     thread: Thread = Thread()
     call: Call | None = None
     location: Location | None = None
