@@ -106,7 +106,8 @@ class Media:
                     log.warning("media.held_up", reason=error.reason)
                     wait = _LOOK_SECS
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudged.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._nudged.wait()
         finally:
             for task in self.in_work():
                 task.cancel()

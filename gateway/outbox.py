@@ -104,7 +104,8 @@ class Outbox:
         """Less, when a letter arrives; but a server that is away is left in peace."""
         event = self._nudged if self._failures else self._letters.arrived
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()
 
     async def step(self) -> float:
         """Sends what is due; returns the seconds until there may be more."""

@@ -105,8 +105,9 @@ class Pipeline:
                 log.error("pipeline.held_up", reason=error.reason)
                 busy = False
             if not busy:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrived.wait(), _IDLE_SECS)
+                with contextlib.suppress(TimeoutError):  # not wait_for: that of Python 3.11 can lose a cancellation
+                    async with asyncio.timeout(_IDLE_SECS):
+                        await self._arrived.wait()
 
     async def step(self) -> bool:
         """Publishes a batch of what waits and one of what was lost; False when there was nothing to do."""
