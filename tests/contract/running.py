@@ -9,7 +9,6 @@ from tests.contract.driver import RunningDriver
 from tests.contract.rig import STOP_SECS, Check, Rig
 from tests.contract.webhook import the_probe_ends_in_time
 
-
 _RECOVERY_SECS = 20
 
 
