@@ -49,11 +49,14 @@ def closest(word: str, choices: list[str]) -> str:
 
 
 def _modules(package: str) -> dict[str, str]:
-    """Name -> module path."""
-    outside = {point.name: point.module for point in entry_points(group=f"huiru.{package}")}
+    """Name -> module path. Ours go before those of others."""
+    outside = {point.name: point.module for point in entry_points(group=f"huiru.{package}") if _is_name(point.name)}
+    return outside | _own_modules(package)
+
+
+def _own_modules(package: str) -> dict[str, str]:
     folder = import_module(package).__path__
-    inside = {name: f"{package}.{name}" for _, name, _ in pkgutil.iter_modules(folder)}
-    return {name: path for name, path in (outside | inside).items() if _is_name(name)}
+    return {name: f"{package}.{name}" for _, name, _ in pkgutil.iter_modules(folder) if _is_name(name)}
 
 
 def _is_name(text: str) -> bool:
@@ -61,7 +64,9 @@ def _is_name(text: str) -> bool:
 
 
 def _module(package: str, noun: str, name: str) -> ModuleType:
-    known = _modules(package)
+    known = _own_modules(package)
+    if name not in known:  # for the others every installed distribution is read: tens of milliseconds
+        known = _modules(package)
     if name not in known:
         raise ConfigError(_unknown(noun, name, sorted(known)))
     try:

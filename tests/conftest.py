@@ -1,7 +1,7 @@
 """Fixtures that several parts of the suite share."""
 
-import shutil
-import tempfile
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, short_folder
+
+# Hundreds of processes are started here. Each would compile every module for itself where this is set, as it often is
+# in containers.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,9 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A folder whose path leaves room for a unix socket's name; pytest's own may not."""
-    path = Path(tempfile.mkdtemp(prefix="huiru-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture

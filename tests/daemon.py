@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import shutil
 import signal as signals
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def free_port() -> int:
         if port not in _given:
             _given.add(port)
             return port
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for a unix socket's name. It is gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="huiru-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Daemon:
@@ -176,3 +188,17 @@ class Daemon:
         async with aiohttp.ClientSession() as http, http.get(f"{self.admin_url}/metrics") as response:
             lines = (await response.text()).splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+@asynccontextmanager
+async def lasting_daemon(
+    channels: Mapping[str, Any], *, env: Mapping[str, str] | None = None, **sections: Any
+) -> AsyncIterator[Daemon]:
+    """A running daemon for all tests of a module that mind their own messages only: each start costs a second."""
+    with short_folder() as folder:
+        daemon = Daemon(folder, channels, **sections)
+        daemon.env.update(env or {})
+        try:
+            yield await daemon.start()
+        finally:
+            await daemon.clean_up()

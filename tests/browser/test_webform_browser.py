@@ -1,20 +1,22 @@
 """The hosted form in a real browser, against a real daemon: what a customer does and what arrives in the stream."""
 
+import asyncio
 import re
 import struct
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, lasting_daemon
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # of the browser
 CHROMIUM = "/usr/bin/chromium"
-StartDaemon = Callable[..., Awaitable[Daemon]]
 CHANNEL: dict[str, Any] = {
     "type": "webform",
     "title": {"zh": "提交问题", "en": "Contact support"},
@@ -33,17 +35,36 @@ CHANNEL: dict[str, Any] = {
 }
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
+    """For the whole module. Each test has windows of its own, that share nothing with others."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         await browser.close()
 
 
-@pytest.fixture
-async def daemon(start_daemon: StartDaemon) -> Daemon:
-    return await start_daemon(channels={"web-support": CHANNEL})
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def daemon() -> AsyncIterator[Daemon]:
+    """For the whole module: the tickets of other tests are in its stream too."""
+    async with lasting_daemon({"web-support": CHANNEL}) as daemon:
+        yield daemon
+
+
+async def ticket_of(daemon: Daemon, reference: str) -> dict[str, Any]:
+    """The only one with this reference."""
+    async with asyncio.timeout(20):
+        while not (found := [one for one in await daemon.tickets() if one["data"]["reference"] == reference]):
+            await asyncio.sleep(0.02)
+    (ticket,) = found
+    return ticket
+
+
+async def ledger(daemon: Daemon) -> dict[str, int]:
+    """What the channel has received, once nothing waits."""
+    status = await daemon.until_status(lambda status: status["channels"][0]["waiting"] == 0)
+    channel: dict[str, int] = status["channels"][0]
+    return channel
 
 
 @dataclass
@@ -54,7 +75,7 @@ class Site:
     html: str = ""
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def elsewhere() -> AsyncIterator[Site]:
     site = Site()
 
@@ -69,6 +90,14 @@ async def elsewhere() -> AsyncIterator[Site]:
     site.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield site
     await runner.cleanup()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def listed(elsewhere: Site) -> AsyncIterator[Daemon]:
+    """Its form may be used and shown by `elsewhere`."""
+    channel = {**CHANNEL, "allowed_origins": [elsewhere.origin], "frame_ancestors": [elsewhere.origin]}
+    async with lasting_daemon({"web-support": channel}) as daemon:
+        yield daemon
 
 
 def png() -> bytes:
@@ -110,9 +139,7 @@ async def test_by_mouse_with_every_kind_of_field(browser: Browser, daemon: Daemo
     await page.get_by_role("button", name="提交").click()
     reference = await shown_reference(page)
 
-    (ticket,) = await daemon.until_tickets(1)
-    data = ticket["data"]
-    assert data["reference"] == reference
+    data = (await ticket_of(daemon, reference))["data"]
     assert (data["kind"], data["language"], data["tags"]) == ("form", "zh", [])
     assert (data["subject"], data["text"]) == ("打印机坏了", "一直闪红灯。\n昨天开始的。")
     assert [one["value"] for one in data["sender"]["identities"]] == ["+8613812345678"]
@@ -150,9 +177,9 @@ async def test_by_keyboard_alone(browser: Browser, daemon: Daemon) -> None:
         if await page.evaluate("document.activeElement.localName") == "button":
             break
     await keys.press("Enter")
-    await shown_reference(page)
+    reference = await shown_reference(page)
 
-    (ticket,) = await daemon.until_tickets(1)
+    ticket = await ticket_of(daemon, reference)
     assert ticket["data"]["subject"] == "打印机"
     assert ticket["data"]["fields"] == {"product": "printer", "urgency": "high", "reach": ["mail"]}
 
@@ -173,6 +200,7 @@ async def test_the_hidden_trap_is_not_reached_by_the_keyboard(browser: Browser, 
 
 
 async def test_a_fault_is_focused_and_can_be_corrected(browser: Browser, daemon: Daemon) -> None:
+    before = (await ledger(daemon))["accepted"]
     page = await opened(browser, daemon)
 
     await page.get_by_label("标题").fill("打印机坏了")
@@ -190,8 +218,8 @@ async def test_a_fault_is_focused_and_can_be_corrected(browser: Browser, daemon:
 
     await phone.fill("13812345678")
     await page.keyboard.press("Enter")
-    await shown_reference(page)
-    assert len(await daemon.until_tickets(1)) == 1
+    assert await ticket_of(daemon, await shown_reference(page))
+    assert (await ledger(daemon))["accepted"] == before + 1
 
 
 async def test_the_browser_itself_stops_what_is_plainly_missing(browser: Browser, daemon: Daemon) -> None:
@@ -204,6 +232,7 @@ async def test_the_browser_itself_stops_what_is_plainly_missing(browser: Browser
 
 
 async def test_a_double_click_is_one_ticket(browser: Browser, daemon: Daemon) -> None:
+    before = await ledger(daemon)
     page = await opened(browser, daemon)
     await page.get_by_label("标题").fill("打印机坏了")
     await page.get_by_label("描述").fill("闪红灯")
@@ -220,10 +249,9 @@ async def test_a_double_click_is_one_ticket(browser: Browser, daemon: Daemon) ->
     await page.reload()
 
     assert await shown_reference(page) == reference
-    status = await daemon.until_status(lambda status: status["channels"][0]["waiting"] == 0)
-    ledger = status["channels"][0]
-    assert (ledger["accepted"], ledger["published"], ledger["duplicate"]) == (2, 1, 1)
-    assert [ticket["data"]["reference"] for ticket in await daemon.tickets()] == [reference]
+    after = await ledger(daemon)
+    assert [after[one] - before[one] for one in ("accepted", "published", "duplicate")] == [2, 1, 1]
+    assert await ticket_of(daemon, reference)
 
 
 async def test_without_javascript(browser: Browser, daemon: Daemon) -> None:
@@ -233,8 +261,7 @@ async def test_without_javascript(browser: Browser, daemon: Daemon) -> None:
     await page.get_by_label("描述").fill("闪红灯")
     await page.locator("button").click()
 
-    (ticket,) = await daemon.until_tickets(1)
-    assert await shown_reference(page) == ticket["data"]["reference"]
+    assert await ticket_of(daemon, await shown_reference(page))
 
 
 async def test_on_a_phone_nothing_is_cut_off_and_targets_are_large(browser: Browser, daemon: Daemon) -> None:
@@ -261,7 +288,7 @@ async def test_in_english_by_the_link(browser: Browser, daemon: Daemon) -> None:
     await page.get_by_role("button", name="Submit").click()
 
     await expect(page.get_by_role("heading")).to_have_text("Thank you")
-    (ticket,) = await daemon.until_tickets(1)
+    ticket = await ticket_of(daemon, await page.inner_text("#reference"))
     assert ticket["data"]["language"] == "en"
     assert ticket["data"]["fields"] == {"source": "shop-12"}
 
@@ -282,9 +309,8 @@ async def test_the_page_breaks_none_of_its_own_rules(browser: Browser, daemon: D
     )
 
 
-async def test_a_plain_form_of_a_listed_site(browser: Browser, start_daemon: StartDaemon, elsewhere: Site) -> None:
-    daemon = await start_daemon(channels={"web-support": {**CHANNEL, "allowed_origins": [elsewhere.origin]}})
-    elsewhere.html = f"""<form method="post" action="{daemon.url}/c/web-support?lang=en" enctype="multipart/form-data">
+async def test_a_plain_form_of_a_listed_site(browser: Browser, listed: Daemon, elsewhere: Site) -> None:
+    elsewhere.html = f"""<form method="post" action="{listed.url}/c/web-support?lang=en" enctype="multipart/form-data">
         <input name="subject" value="Broken"><textarea name="text">Red light</textarea>
         <input type="file" name="photo"><button>Send</button></form>"""
     page = await (await browser.new_context()).new_page()
@@ -294,27 +320,27 @@ async def test_a_plain_form_of_a_listed_site(browser: Browser, start_daemon: Sta
     await page.click("button")
 
     reference = await shown_reference(page)
-    (ticket,) = await daemon.until_tickets(1)
+    (ticket,) = await listed.until_tickets(1)
     assert ticket["data"]["reference"] == reference
     assert [one["filename"] for one in ticket["data"]["attachments"]] == ["故障.png"]
 
 
-async def test_a_script_of_a_listed_site(browser: Browser, start_daemon: StartDaemon, elsewhere: Site) -> None:
-    daemon = await start_daemon(channels={"web-support": {**CHANNEL, "allowed_origins": [elsewhere.origin]}})
+async def test_a_script_of_a_listed_site(browser: Browser, listed: Daemon, elsewhere: Site) -> None:
     page = await (await browser.new_context()).new_page()
     await page.goto(elsewhere.origin)
 
     answer = await page.evaluate(
         """url => fetch(url, {method: "POST", headers: {"Content-Type": "application/json", "Idempotency-Key": "k"},
            body: JSON.stringify({subject: "Broken", text: "Red light"})}).then(answer => answer.json())""",
-        f"{daemon.url}/c/web-support",
+        f"{listed.url}/c/web-support",
     )
 
-    (ticket,) = await daemon.until_tickets(1)
+    (ticket,) = await listed.until_tickets(1)
     assert answer == {"id": ticket["id"], "reference": ticket["data"]["reference"], "status": "accepted"}
 
 
 async def test_a_form_of_another_site_is_refused(browser: Browser, daemon: Daemon, elsewhere: Site) -> None:
+    before = (await ledger(daemon))["accepted"]
     elsewhere.html = f"""<form method="post" action="{daemon.url}/c/web-support">
         <input name="subject" value="a"><input name="text" value="b"><button>Send</button></form>"""
     page = await (await browser.new_context()).new_page()
@@ -324,12 +350,11 @@ async def test_a_form_of_another_site_is_refused(browser: Browser, daemon: Daemo
         await page.click("button")
 
     assert (await response.value).status == 403
-    assert (await daemon.status())["channels"][0]["accepted"] == 0
+    assert (await ledger(daemon))["accepted"] == before
 
 
-async def test_in_a_frame_of_a_listed_site(browser: Browser, start_daemon: StartDaemon, elsewhere: Site) -> None:
-    daemon = await start_daemon(channels={"web-support": {**CHANNEL, "frame_ancestors": [elsewhere.origin]}})
-    elsewhere.html = f'<iframe src="{daemon.url}/c/web-support?lang=en" width="100%" height="900"></iframe>'
+async def test_in_a_frame_of_a_listed_site(browser: Browser, listed: Daemon, elsewhere: Site) -> None:
+    elsewhere.html = f'<iframe src="{listed.url}/c/web-support?lang=en" width="100%" height="900"></iframe>'
     page = await (await browser.new_context()).new_page()
 
     await page.goto(elsewhere.origin)
@@ -339,7 +364,7 @@ async def test_in_a_frame_of_a_listed_site(browser: Browser, start_daemon: Start
     await frame.locator("button").click()
 
     await expect(frame.locator("#reference")).to_be_visible()
-    (ticket,) = await daemon.until_tickets(1)
+    (ticket,) = await listed.until_tickets(1)
     assert await frame.locator("#reference").inner_text() == ticket["data"]["reference"]
 
 

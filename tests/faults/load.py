@@ -13,8 +13,8 @@ import aiohttp
 import orjson
 
 _ANSWER_SECS = 4
-_RETRY_SECS = (0.02, 0.3)
-_LONGEST_PAUSE_SECS = 0.15
+_RETRY_SECS = (0.02, 0.6)
+_LONGEST_PAUSE_SECS = 0.3
 _BURST = 6
 _HEADERS = {"Accept": "application/json"}
 WORDS = (
@@ -73,7 +73,7 @@ class Record:
 class Load:
     """`workers` clients, each with bursts of messages and pauses, on the channels of `CHANNELS`."""
 
-    def __init__(self, base_url: str, rng: Random, record: Record, *, workers: int = 6) -> None:
+    def __init__(self, base_url: str, rng: Random, record: Record, *, workers: int = 4) -> None:
         self._record = record
         self._old: list[Sent] = []  # acknowledged
         self._base_url = base_url

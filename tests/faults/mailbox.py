@@ -15,8 +15,8 @@ from tests.faults.load import Record
 CHANNEL = "mailbox"
 _DONE = "Done"
 _AFTER: tuple[Any, ...] = ("nothing", "seen", {"move": _DONE}, "delete")
-_BURST, _HEAP = 5, 40
-_LONGEST_PAUSE_SECS = 0.4
+_BURST, _HEAP = 4, 40
+_LONGEST_PAUSE_SECS = 1.0  # they come also while no daemon runs, and each is read before the verdict
 _UIDVALIDITY_SECS = 1.1  # Dovecot makes it of the time
 
 
@@ -64,7 +64,7 @@ class Mailbox:
 
     async def _work(self) -> None:
         while not self._stopping.is_set():
-            self.put_some(_HEAP if self._rng.random() < 0.05 else self._rng.randint(1, _BURST))
+            self.put_some(_HEAP if self._rng.random() < 0.03 else self._rng.randint(1, _BURST))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rng.uniform(0, _LONGEST_PAUSE_SECS)):
                     await self._stopping.wait()
