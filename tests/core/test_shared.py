@@ -57,6 +57,32 @@ async def test_of_two_at_a_time_one_has_a_claim(ours: SharedState, redis: RedisP
     assert len(set(held)) == 1
 
 
+async def test_what_is_asked_at_a_time_is_asked_together(ours: SharedState, redis: RedisProcess) -> None:
+    for n in range(500):
+        await ours.put(str(n), f"value {n}", ttl_secs=60)
+    await redis.ask("CONFIG", "RESETSTAT")
+
+    found = await asyncio.gather(*(ours.get(str(n)) for n in range(501)))
+    held = await asyncio.gather(*(ours.claim(f"k{n % 250}", str(n), ttl_secs=60) for n in range(500)))
+
+    assert found == [*(f"value {n}" for n in range(500)), None]
+    assert held == [str(n % 250) for n in range(500)]
+    calls = await redis.ask("INFO", "commandstats")
+    assert calls["cmdstat_mget"]["calls"] < 10
+    assert calls["cmdstat_eval"]["calls"] < 10
+
+
+async def test_whoever_goes_away_takes_nobody_along(ours: SharedState) -> None:
+    await ours.put("a", "1", ttl_secs=60)
+    first, second = (asyncio.create_task(ours.get("a")) for _ in range(2))
+    await asyncio.sleep(0)
+
+    first.cancel()
+
+    assert await second == "1"
+    assert first.cancelled() or first.cancelling()
+
+
 async def test_it_is_kept_for_its_time(ours: SharedState, redis: RedisProcess) -> None:
     await ours.put("a", "1", ttl_secs=7)
     await ours.claim("b", "1", ttl_secs=7)
