@@ -39,7 +39,8 @@ _DRAIN_LOOK_SECS = 0.05
 _LONGEST_WAIT_SECS = 300.0  # between two tries of one message
 _SLICE_SECS = 0.0005  # of normalising, before whoever wants to be accepted gets a turn
 _IDLE_TURN_SECS = 0.0001  # a turn of the event loop that took longer had something else to do
-_PATIENCE_SECS = 0.002  # with them, after each slice: a fifth of the time is the pipeline's at least
+_IDLE_TURNS = 6  # one alone may be the gap between two customers
+_PATIENCE_SECS = 0.01  # with them, after each slice: a twentieth of the time is the pipeline's at least
 _HEAVY_PER_WORKER = 2  # in work: one is published while the next is normalised
 
 Acknowledge = Callable[[int, StoredMessage, Message], Letter | Suppressed | None]
@@ -394,13 +395,12 @@ def _completed(message: Message, found: list[Found]) -> Message:
 async def _give_way() -> None:
     """Until nobody else has anything to do, but not for long: customers wait, and tickets are safe on disk."""
     turn = time.perf_counter()
-    until = turn + _PATIENCE_SECS
-    while turn < until:
+    until, idle = turn + _PATIENCE_SECS, 0
+    while turn < until and idle < _IDLE_TURNS:
         began = turn
         await asyncio.sleep(0)
         turn = time.perf_counter()
-        if turn - began < _IDLE_TURN_SECS:
-            return
+        idle = idle + 1 if turn - began < _IDLE_TURN_SECS else 0
 
 
 def _delivered(raw: StoredMessage) -> datetime | None:

@@ -38,6 +38,7 @@ from gateway.wechat.errcodes import (
     Trouble,
     error_of,
 )
+from gateway.wechat.recent import Recent
 from gateway.wechat.server import Answer, Server
 from gateway.wechat.stabletoken import StableToken
 
@@ -73,6 +74,7 @@ class Api:
         self._shared = shared
         self._appid = appid
         self._secret = secret
+        self._profiles: Recent[Profile] = Recent(now)
         self._troubles: dict[str, str] = {}  # by the path that was asked
 
     @property
@@ -116,10 +118,13 @@ class Api:
         """What `user` found within the last day; None when that is not known. Asks nobody but Redis; raises nothing."""
         if not _OPENID.fullmatch(openid):
             return Profile()
-        try:
-            return _remembered(await self._shared.get(self._key(openid)))
-        except Unavailable:
-            return None
+        known = self._profiles.get(openid)
+        if known is None:
+            with suppress(Unavailable):
+                known = _remembered(await self._shared.get(self._key(openid)))
+            if known is not None:
+                self._profiles.put(openid, known)
+        return known
 
     async def session(self, code: str) -> Session:
         """The user for whom `wx.login` gave this code; it is good once, for five minutes.

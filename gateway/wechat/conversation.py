@@ -21,6 +21,7 @@ from gateway.wechat import callback
 from gateway.wechat.api import DEFAULT_URL, Api
 from gateway.wechat.credentials import PushSettings
 from gateway.wechat.push import Push
+from gateway.wechat.recent import RECENT_SECS, Recent
 
 ASK_SECS = 1.0
 CONTENT_TYPES = {"xml": "text/xml", "json": "application/json"}
@@ -109,6 +110,7 @@ class Conversations:
         self._appid = settings.appid
         self._context = context
         self._source_secs = settings.source_hours * 3600
+        self._replied: Recent[str] = Recent(context.now)
         self._events = {event.lower(): keys for event, keys in settings.events.items()}
 
     def native_id(self, push: Push) -> str:
@@ -141,8 +143,13 @@ class Conversations:
 
         Raises Unavailable.
         """
-        native_id = self.native_id(push)
-        return await self._context.shared.claim(self._key("replied", push), native_id, ttl_secs=ttl_secs) == native_id
+        key, native_id = self._key("replied", push), self.native_id(push)
+        held = self._replied.get(key)
+        if held is None:
+            held = await self._context.shared.claim(key, native_id, ttl_secs=ttl_secs)
+            if ttl_secs >= RECENT_SECS:
+                self._replied.put(key, held)
+        return held == native_id
 
     def message(self, push: Push, *, fetch: bool, profile: Mapping[str, str] | None, source: str | None) -> RawMessage:
         """For the normalizer `wechat`, which says what the facts are."""
