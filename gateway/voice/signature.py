@@ -18,9 +18,7 @@ import base64
 import binascii
 import hmac
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from ipaddress import ip_address
@@ -32,14 +30,14 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from gateway import formdata
 from gateway.address import Network
 from gateway.contract import Request, Settings, Shared
-from gateway.errors import Rejected, Unavailable
+from gateway.errors import Rejected
+from gateway.nonces import Nonces
 from gateway.voice.reading import body_of
 
 TWILIO_SIGNATURE = "X-Twilio-Signature"
 TWILIO_SETTINGS = "X-Twilio-Webhooks-Signature-Settings"
 _TWILIO_ALGORITHMS = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
 _BODY_DIGEST = b"bodySHA256"
-_MAX_NONCES = 10_000
 _MAX_FORM_BYTES = 256 << 10  # of a form that is parsed before its sender is known
 _MAX_NONCE_CHARS = 200
 
@@ -194,7 +192,7 @@ class Gate:
     ) -> None:
         self._schemes = schemes
         self._now = now
-        self._nonces = Nonces(f"voice:{name}:nonce", shared)
+        self._nonces = Nonces(f"voice:{name}:nonce:", shared, now)
         paths = [scheme.secret for scheme in schemes if isinstance(scheme, SecretPath)]
         self._path = b"/" + paths[0].get_secret_value().encode() if paths else b""
 
@@ -239,7 +237,9 @@ class Gate:
             nonce = f"{timestamp}:{request.headers.get(scheme.nonce_header, '')}"
             if not 0 < len(nonce) - len(timestamp) - 1 <= _MAX_NONCE_CHARS:
                 raise Rejected("unauthenticated", f"{scheme.nonce_header} is missing or too long")
-            await self._nonces.demand_unused(nonce, sha256(signed).hexdigest(), 2.0 * scheme.freshness_secs)
+            # By its digest: what stands in a header may be long, and anything.
+            key, content = sha256(_bytes(nonce)).hexdigest(), sha256(signed).hexdigest()
+            await self._nonces.claim(key, content, 2.0 * scheme.freshness_secs, everywhere=True)
 
     def _demand_fresh(self, scheme: Hmac, given: str) -> None:
         if not re.fullmatch("[0-9]{9,13}", given, re.ASCII):
@@ -247,30 +247,6 @@ class Gate:
         moment = int(given) / (1000 if len(given) > 11 else 1)
         if abs(self._now().timestamp() - moment) > scheme.freshness_secs:
             raise Rejected("unauthenticated", f"{scheme.timestamp_header} is too far from our time")
-
-
-class Nonces:
-    """Which nonces were used, and for what: the same request again is a retry, another under its nonce is refused.
-
-    All gateways share them; while Redis is away each keeps its own, as many as it can hold.
-    """
-
-    def __init__(self, prefix: str, shared: Shared) -> None:
-        self._prefix = prefix
-        self._shared = shared
-        self._own: OrderedDict[str, str] = OrderedDict()
-
-    async def demand_unused(self, nonce: str, content: str, ttl_secs: float) -> None:
-        """Raises Rejected("forbidden")."""
-        key = f"{self._prefix}:{sha256(_bytes(nonce)).hexdigest()}"
-        held = self._own.setdefault(key, content)
-        while len(self._own) > _MAX_NONCES:
-            self._own.popitem(last=False)
-        if held == content:
-            with suppress(Unavailable):  # the gateway's own memory has to do
-                held = await self._shared.claim(key, content, ttl_secs=ttl_secs)
-        if held != content:
-            raise Rejected("forbidden", "this nonce was used for another request")
 
 
 def _demand(agrees: bool, scheme: str) -> None:

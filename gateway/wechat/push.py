@@ -27,10 +27,10 @@ import orjson
 
 from gateway.contract import Body, BodyFile, Reply, Request, Shared, body_size
 from gateway.errors import Rejected
+from gateway.nonces import Nonces
 from gateway.wechat.credentials import PushSettings
 from gateway.wechat.crypto import Key, is_signature, signature
 from gateway.wechat.document import Form, form_of, read
-from gateway.wechat.nonces import Nonces
 from gateway.wechat.replies import text_reply, transfer_reply
 
 MAX_PUSH_BYTES = 64 << 10  # a text has 2 KiB, encrypted and beside its plain fields 6
@@ -74,7 +74,7 @@ class Account:
         self._freshness_secs = settings.freshness_secs
         keys = (settings.aes_key, settings.previous_aes_key)
         self._keys = [Key(key.get_secret_value(), settings.appid) for key in keys if key]
-        self._nonces = Nonces(settings.appid, shared, now)
+        self._nonces = Nonces(f"wechat:{settings.appid}:nonce:", shared, now)
         self._now = now
 
     def echo(self, request: Request) -> Reply:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 from wechatpy.parser import parse_message
 
+from gateway import nonces
 from gateway.contract import Apart, BodyFile, Request, Shared
 from gateway.errors import Rejected, Unavailable
-from gateway.wechat import nonces
 from gateway.wechat.credentials import PushSettings
 from gateway.wechat.crypto import Key
 from gateway.wechat.push import MAX_PUSH_BYTES, SUCCESS, Account, seal
@@ -478,7 +478,7 @@ async def test_without_redis_this_process_remembers(hangs: bool, monkeypatch: py
 
 async def test_what_this_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nonces, "MAX_KEPT", 10)
-    kept = nonces.Nonces(APPID, Apart(), Clock())
+    kept = nonces.Nonces("n:", Apart(), Clock())
 
     for number in range(50):
         await kept.claim(str(number), "digest", 60, everywhere=False)
@@ -488,7 +488,7 @@ async def test_what_this_process_remembers_is_bounded(monkeypatch: pytest.Monkey
 
 async def test_what_has_expired_is_forgotten() -> None:
     clock = Clock()
-    kept = nonces.Nonces(APPID, Apart(), clock)
+    kept = nonces.Nonces("n:", Apart(), clock)
     await kept.claim("1", "digest", 60, everywhere=False)
 
     clock.at += 61

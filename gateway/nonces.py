@@ -12,14 +12,17 @@ from gateway.contract import Shared
 from gateway.errors import Rejected, Unavailable
 
 MAX_KEPT = 50_000
-_WAIT_SECS = 0.5  # of the five seconds after which WeChat gives up
+_WAIT_SECS = 0.5  # the sender may give up after some seconds
 
 
 class Nonces:
-    """Of one account. This process remembers the last MAX_KEPT of them, `shared` those of all gateways."""
+    """Of one sender, whose keys in `shared` begin with `prefix`.
 
-    def __init__(self, appid: str, shared: Shared, now: Callable[[], datetime]) -> None:
-        self._prefix = f"wechat:{appid}:nonce:"
+    This process remembers the last MAX_KEPT of them, `shared` those of all gateways.
+    """
+
+    def __init__(self, prefix: str, shared: Shared, now: Callable[[], datetime]) -> None:
+        self._prefix = prefix
         self._shared = shared
         self._now = now
         self._held: OrderedDict[str, tuple[str, float]] = OrderedDict()  # digest and end, in the order they came
