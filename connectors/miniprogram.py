@@ -77,13 +77,17 @@ class MiniProgramSettings(AccountSettings):
     transfer_customer_service: bool = Field(
         default=False, description="hand every chat message on to the agents in WeChat's own customer service tool"
     )
-    form: MiniForm | None = Field(default=None, description="the form inside the mini-program; null: there is none")
+    form: MiniForm | None = Field(
+        default=MiniForm(), description="the form inside the mini-program, which needs `secret`; null: there is none"
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if self.form is None:
             return self
         if self.secret is None:
+            if "form" not in self.model_fields_set:
+                return self
             raise ValueError("form needs secret, the AppSecret of WeChat's console: by it we learn who logs in")
         for one in self.form.file_fields:
             if one.max_bytes >= self.max_request_bytes:

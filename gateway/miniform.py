@@ -45,10 +45,23 @@ _MAX_UPLOAD_PARTS = 32  # the file, and what `formData` may have beside it
 _MAX_AGENT_CHARS = 200
 
 
+_FIELDS: Any = (
+    {"name": "subject", "type": "text", "label": {"zh": "标题", "en": "Subject"}},
+    {"name": "text", "type": "textarea", "label": {"zh": "描述", "en": "Description"}, "required": True},
+    {"name": "phone", "type": "phone", "label": {"zh": "电话", "en": "Phone"}},
+    {"name": "attachments", "type": "file", "label": {"zh": "附件", "en": "Files"}, "max_files": 9},
+)
+
+
 class MiniForm(Settings):
     """The keys of the form inside the mini-program."""
 
-    fields: FormFields = Field(description="as a webform's; the value of a file field is a list of ids of uploads")
+    fields: FormFields = Field(
+        default=_FIELDS,
+        validate_default=True,
+        description="as a webform's; the value of a file field is a list of ids of uploads. Without it: `subject`,"
+        " `text`, `phone` and `attachments`",
+    )
     phone_codes: tuple[str, ...] = Field(
         default=(),
         description="fields of the type `phone` that take a code of getPhoneNumber, `{code: …}`, and nothing else: the"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -189,8 +189,9 @@ async def make(wechat: WeChatServer, tmp_path: Path) -> AsyncIterator[Make]:
     http = Fetcher(MediaSettings())
     paths = (tmp_path / f"body-{number}" for number in range(1000))
 
-    def made(shared: Shared | None = None, **changed: Any) -> Channel:
+    def made(shared: Shared | None = None, *, without: Sequence[str] = (), **changed: Any) -> Channel:
         given = {**SETTINGS, "api_base_url": wechat.url, **changed}
+        given = {key: value for key, value in given.items() if key not in without}
         held, files = shared or Apart(), Files()
         context = Context(
             "acme",
@@ -331,6 +332,24 @@ async def test_elsewhere_there_is_nothing(channel: Channel, method: str, path: s
 @pytest.mark.parametrize("path", ["/session", "/attachments", "/messages"])
 async def test_without_a_form_there_is_only_the_chat(make: Make, path: str) -> None:
     assert (await make(form=None, secret=None).ask(call(path, b"{}"))).status == 404
+
+
+async def test_a_form_of_its_own_needs_no_words(make: Make, wechat: WeChatServer) -> None:
+    channel = make(without=("form",))
+    session = await channel.log_in(wechat)
+    _, photo = await channel.upload(session)
+
+    status, _ = await channel.submit(session, {"text": "坏了", "attachments": [photo["id"]]})
+
+    assert status == 202
+    draft = channel.draft()
+    assert (draft.message.text, [part.content for part in draft.parts]) == ("坏了", [PNG])
+
+
+def test_without_a_secret_there_is_no_form_by_itself(make: Make) -> None:
+    channel = make(without=("form", "secret"))
+
+    assert channel.connector._form is None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
