@@ -134,7 +134,8 @@ class Dovecot:
     def _give_away(self, top: Path) -> None:
         if os.geteuid() == 0:
             for path in (top, *top.rglob("*")):
-                os.chown(path, self._uid, self._gid)
+                with suppress(FileNotFoundError):  # a lock of Dovecot's
+                    os.chown(path, self._uid, self._gid)
 
     def set_password(self, password: str) -> None:
         (self.folder / "passwords").write_text(f"{self.user}:{{PLAIN}}{password}\n")
