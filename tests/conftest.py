@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import hypothesis
 import pytest
 
 from tests.daemon import Daemon, short_folder
@@ -15,6 +16,9 @@ from tests.daemon import Daemon, short_folder
 # in containers.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# How long an example takes says more about the machine than about us.
+hypothesis.settings.register_profile("huiru", deadline=None)
+hypothesis.settings.load_profile("huiru")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
