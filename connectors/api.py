@@ -43,10 +43,10 @@ from gateway.contract import (
     Request,
     Settings,
     WebhookConnector,
-    json_reply,
-    problem_reply,
+    accepted_reply,
+    refusal,
 )
-from gateway.errors import HuiruError, Rejected
+from gateway.errors import Rejected
 from gateway.idempotency import idempotency_key
 
 JSON = "application/json"
@@ -182,16 +182,10 @@ class Connector(WebhookConnector):
 
     def reply(self, request: Request, receipts: Sequence[Receipt]) -> Reply:
         (receipt,) = receipts
-        answer = {"id": receipt.id, "reference": receipt.reference, "status": "accepted"}
-        return json_reply(answer, 200 if receipt.duplicate else 202)
+        return accepted_reply(receipt)
 
     def refuse(self, request: Request, error: BaseException) -> Reply:
-        code = error.code if isinstance(error, HuiruError) else ""
-        if code == "unauthenticated":
-            return problem_reply(error, **{"WWW-Authenticate": f'Bearer realm="{self.name}"'})
-        if code == "method_not_allowed":
-            return problem_reply(error, Allow=_ALLOWED.get(request.path, "POST"))
-        return problem_reply(error)
+        return refusal(error, realm=self.name, allowed=_ALLOWED.get(request.path, "POST"))
 
     # Authentication. Every key is compared with, so that the time taken tells nothing about any of them.
 

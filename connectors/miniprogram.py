@@ -37,10 +37,10 @@ from gateway.contract import (
     Request,
     Wanted,
     WebhookConnector,
-    json_reply,
-    problem_reply,
+    accepted_reply,
+    refusal,
 )
-from gateway.errors import HuiruError, Rejected
+from gateway.errors import Rejected
 from gateway.miniform import ATTACHMENTS, MESSAGES, SESSION, Form, MiniForm
 from gateway.wechat import document
 from gateway.wechat.conversation import (
@@ -147,17 +147,11 @@ class Connector(WebhookConnector):
         (receipt,) = receipts
         if request.path == PUSH:
             return self._answer(request.notes["push"])
-        document = {"id": receipt.id, "reference": receipt.reference, "status": "accepted"}
-        return json_reply(document, 200 if receipt.duplicate else 202)
+        return accepted_reply(receipt)
 
     def refuse(self, request: Request, error: BaseException) -> Reply:
         """WeChat looks at the status alone: a 503 brings it back."""
-        code = error.code if isinstance(error, HuiruError) else ""
-        if code == "unauthenticated":
-            return problem_reply(error, **{"WWW-Authenticate": f'Bearer realm="{self.name}"'})
-        if code == "method_not_allowed":
-            return problem_reply(error, Allow=_ALLOWED.get(request.path, "POST"))
-        return problem_reply(error)
+        return refusal(error, realm=self.name, allowed=_ALLOWED.get(request.path, "POST"))
 
     async def fetch(self, wanted: Wanted) -> Part | Profile:
         return await fetch(self._api, self.context, wanted)

@@ -41,7 +41,7 @@ from gateway.errors import HuiruError, Rejected
 from gateway.voice import answer
 from gateway.voice.call import native_id
 from gateway.voice.outcome import Outcome, outcome
-from gateway.voice.preset import Preset, preset
+from gateway.voice.preset import Preset, Zone, preset
 from gateway.voice.report import Report
 from gateway.voice.rules import Rules
 from gateway.voice.signature import Authentication, Gate, Nobody, Twilio
@@ -81,6 +81,7 @@ class VoiceSettings(ChannelSettings):
         default=None, min_length=1, description="Twilio's Auth Token: short for an `authentication` of that scheme"
     )
     region: str = Field(default="CN", description="of numbers without a country code: ISO 3166, two letters")
+    zone: Zone = Field(default="Asia/Shanghai", description="of the times in the tickets' text: an IANA name")
     language: Literal["zh", "en"] = Field(default="zh", description="of the tickets' subject and text")
     tickets: Rules = Field(default=Rules(), description="which calls become tickets")
     recordings: Recordings = Field(default=Recordings(), description="what is done about recordings and voicemails")
@@ -129,7 +130,7 @@ class Connector(WebhookConnector):
     def __init__(self, name: str, settings: VoiceSettings, context: Context) -> None:
         super().__init__(name, settings, context)
         self._preset = settings.vendor()
-        self._zone = ZoneInfo(self._preset.zone)
+        self._zone = ZoneInfo(settings.zone)
         self._gate = Gate(name, settings.schemes(), context.shared, context.now)
         self._sounds = Sounds(settings.recordings, self._preset.fetching, context.http)
         keep = timedelta(hours=settings.state_hours)

@@ -47,6 +47,7 @@ from gateway.contract import (
     Request,
     Settings,
     WebhookConnector,
+    accepted_reply,
     json_reply,
     problem_reply,
 )
@@ -255,8 +256,7 @@ class Connector(WebhookConnector):
     def reply(self, request: Request, receipts: Sequence[Receipt]) -> Reply:
         receipt = receipts[0]
         if _wants_json(request):
-            document = {"id": receipt.id, "reference": receipt.reference, "status": "accepted"}
-            return json_reply(document, 200 if receipt.duplicate else 202, **self._json_headers(request))
+            return accepted_reply(receipt, **self._json_headers(request))
         language = self._language(request)
         page = self._pages.message(language, self._link(request, "", language), 303, receipt.reference)
         location = self._link(request, "/thanks", language, ref=self._tokens.sign_reference(receipt.reference))

@@ -456,6 +456,21 @@ def problem_reply(error: BaseException, **headers: str) -> Reply:
     return Reply(document["status"], orjson.dumps(document, default=str), "application/problem+json", headers)
 
 
+def accepted_reply(receipt: Receipt, **headers: str) -> Reply:
+    """What a program is told of its message: 202, or 200 when it was there before."""
+    document = {"id": receipt.id, "reference": receipt.reference, "status": "accepted"}
+    return json_reply(document, 200 if receipt.duplicate else 202, **headers)
+
+
+def refusal(error: BaseException, *, realm: str, allowed: str) -> Reply:
+    """A problem for a program that comes with a bearer token, and what it has to know to mend it: how to prove who it
+    is, which methods there are (RFC 9110, 11.6.1 and 10.2.1)."""
+    code = error.code if isinstance(error, HuiruError) else ""
+    if code == "unauthenticated":
+        return problem_reply(error, **{"WWW-Authenticate": f'Bearer realm="{realm}"'})
+    return problem_reply(error, Allow=allowed) if code == "method_not_allowed" else problem_reply(error)
+
+
 class Connector(ABC):
     """Base of both kinds. A connector module defines one class named `Connector` and its `Settings`."""
 

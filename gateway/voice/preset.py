@@ -22,7 +22,7 @@ from pathlib import Path as File
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from ruamel.yaml import YAML
 
 from gateway.contract import Settings
@@ -54,6 +54,15 @@ def _texts(given: Any) -> Any:
     return tuple(map(text_of, given)) if isinstance(given, list | tuple) else (text_of(given),)
 
 
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, OSError, ValueError) as error:  # by what is wrong with the name
+        raise ValueError("expected the name of a time zone, such as Asia/Shanghai") from error
+    return name
+
+
+Zone = Annotated[str, AfterValidator(_zone)]
 Path = Annotated[str, Field(min_length=1, max_length=200)]
 Paths = Annotated[
     tuple[Path, ...],
@@ -188,7 +197,7 @@ class Preset(Settings):
     )
     percent_encoded: bool = Field(default=False, description="values inside the record are URL-encoded once more")
     nothing: tuple[str, ...] = Field(default=(), description="values that say nothing, beside the empty one: `none`")
-    zone: str = Field(default="Asia/Shanghai", description="of times that name none: an IANA name")
+    zone: Zone = Field(default="Asia/Shanghai", description="of times that name none: an IANA name")
     time_formats: tuple[str, ...] = Field(
         default=(), description="of times beyond the usual ones, as strptime has them: `%d.%m.%Y %H:%M`"
     )
@@ -209,15 +218,6 @@ class Preset(Settings):
     )
     success: Answer = Field(default=Answer(), description="when everything is durable")
     failure: Answer = Field(default=Answer(status=503), description="what makes the vendor try again")
-
-    @field_validator("zone")
-    @classmethod
-    def _demand_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (KeyError, OSError, ValueError) as error:  # by what is wrong with the name
-            raise ValueError("expected the name of a time zone, such as Asia/Shanghai") from error
-        return name
 
 
 def names() -> list[str]:

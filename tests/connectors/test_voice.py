@@ -79,6 +79,22 @@ async def test_a_ticket_is_the_same_whichever_callback_makes_it() -> None:
     assert first.facts["call"]["caller"] == "+8613800138000"
 
 
+@pytest.mark.parametrize(
+    ("settings", "offset"),
+    [({}, 28_800), ({"zone": "Europe/Berlin"}, 3600), ({"preset": {"use": "generic", "zone": "UTC"}}, 28_800)],
+)
+async def test_a_time_is_told_as_it_was_where_the_agents_are(settings: dict[str, Any], offset: int) -> None:
+    """Not where the vendor's times without a zone are."""
+    (ticket,) = await messages(channel(**settings), MISSED | {"started_at": "2026-11-24T09:00:00Z"})
+
+    assert ticket.facts["utc_offset_secs"] == offset
+
+
+def test_a_zone_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="Asia/Shanghai"):
+        channel(zone="Mars/Olympus")
+
+
 async def test_an_addition_comes_with_its_ticket() -> None:
     connector = channel()
     await messages(connector, MISSED)
