@@ -15,16 +15,16 @@ from itertools import pairwise
 from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
-from gateway import formdata
+from gateway import formdata, xmltree
 from gateway.contract import BodyFile, Request
 from gateway.errors import Rejected
-from gateway.voice import xmltree
 from gateway.voice.preset import Format, Preset
 
 MAX_BYTES = 4 << 20
 MAX_RECORDS = 1000
 MAX_DEPTH = 32
 MAX_VALUES = 100_000  # in JSON
+MAX_ELEMENTS = 20_000  # in XML, with the attributes
 _MAX_PAIRS = 1000
 _MAX_VALUE_BYTES = 1 << 20
 _MAX_ESCAPES = 300_000  # of a URL-encoded record: each costs the time of many plain bytes
@@ -92,10 +92,14 @@ def _format(preset: Preset, request: Request, body: bytes) -> Format:
 
 
 def _document(body: bytes, found: Format) -> Mapping[str, Any]:
-    data = xmltree.parse(body)[1] if found == "xml" else _json(_text(body))
+    data = _xml(body) if found == "xml" else _json(_text(body))
     if not isinstance(data, dict):
         raise Rejected("malformed", "the body is no record")
     return data
+
+
+def _xml(body: bytes) -> Any:
+    return xmltree.parse(xmltree.in_utf8(body), max_elements=MAX_ELEMENTS, max_depth=MAX_DEPTH)[1]
 
 
 def _within(preset: Preset, data: Mapping[str, Any]) -> list[Record]:

@@ -1,15 +1,15 @@
 """The XML or JSON of a push as plain fields, with bounds on what it may cost.
 
 wechatpy's parser reads XML alone, strips texts, turns empty ones into nothing and two elements of a name into a list,
-and rewrites some events: what it returns is no longer what the customer sent. So expat is asked here directly.
+and rewrites some events: what it returns is no longer what the customer sent.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
-from xml.parsers import expat
 
+from gateway import xmltree
 from gateway.errors import Rejected
 
 Form = Literal["xml", "json"]
@@ -19,7 +19,6 @@ MAX_ELEMENTS = 1000
 
 # A document type can stand nowhere but before the root: where there is none, neither are entities nor default values.
 _ROOT = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:<\?xml\s[^<>]*+>\s*+)?+<xml[\s/>]")
-_CONTROLS = bytes({*range(0x20)} - {*b"\t\n\r"})  # no XML has them, but what a customer pastes may
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can say half a character, UTF-8 cannot
 
 
@@ -49,50 +48,15 @@ def read(document: bytes) -> dict[str, Any]:
 def _read_xml(document: bytes) -> dict[str, Any]:
     if not _ROOT.match(document):
         raise _malformed("its root is not xml, or something stands before it")
-    return _Tree().read(document.translate(None, _CONTROLS))
-
-
-class _Tree:
-    """The elements that are open: for each its name, its children and its texts."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[str, dict[str, Any], list[str]]] = [("", {}, [])]
-        self._elements = 0
-
-    def read(self, document: bytes) -> dict[str, Any]:
-        parser = expat.ParserCreate("utf-8")
-        parser.buffer_text = True
-        parser.StartElementHandler = self._start
-        parser.CharacterDataHandler = self._text
-        parser.EndElementHandler = self._end
-        try:
-            parser.Parse(document, True)
-        except expat.ExpatError as error:
-            raise _malformed(f"it is no XML: {error}") from error
-        root = self._open[0][1]["xml"]
-        return root if isinstance(root, dict) else {}
-
-    def _start(self, name: str, attributes: Mapping[str, str]) -> None:
-        self._elements += 1
-        if self._elements > MAX_ELEMENTS or len(self._open) > MAX_DEPTH:
-            raise _malformed(f"it has more than {MAX_ELEMENTS} elements, or {MAX_DEPTH} levels")
-        self._open.append((name, {}, []))
-
-    def _text(self, text: str) -> None:
-        self._open[-1][2].append(text)
-
-    def _end(self, name: str) -> None:
-        _, children, texts = self._open.pop()
-        siblings = self._open[-1][1]
-        value = children or "".join(texts)
-        if name not in siblings:
-            siblings[name] = value
-        elif len(self._open) == 2:
-            raise _malformed("a field is there twice")
-        elif isinstance(siblings[name], list):
-            siblings[name].append(value)
-        else:
-            siblings[name] = [siblings[name], value]
+    try:
+        _, fields = xmltree.parse(document, max_elements=MAX_ELEMENTS, max_depth=MAX_DEPTH, bare=True)
+    except Rejected as error:
+        raise _malformed(f"it is no XML of WeChat's: {error.reason}") from error
+    if not isinstance(fields, dict):
+        return {}
+    if any(isinstance(value, list) for value in fields.values()):
+        raise _malformed("a field is there twice")
+    return fields
 
 
 # JSON
